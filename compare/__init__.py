@@ -1,0 +1,1 @@
+"""Theory laid against measurement: paired, judged, drawn."""

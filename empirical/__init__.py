@@ -1,0 +1,1 @@
+"""Real networks on real data, measured on train and test, at every layer, over training."""

@@ -1,0 +1,40 @@
+"""Unconstrained-features models: the theory of neural collapse made executable.
+
+Importing this package imports no torch; the names below are resolved on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Problem": "ufm.problem:Problem",
+    "Prediction": "ufm.prediction:Prediction",
+    "Solution": "ufm.solution:Solution",
+    "Certificate": "ufm.solution:Certificate",
+    "Status": "ufm.solution:Status",
+    "solve": "ufm.solve:solve",
+    "solve_many": "ufm.solve:solve_many",
+    "predict": "ufm.predict:predict",
+    "structures": "ufm.predict:structures",
+    "measure": "ufm.measure:",
+    "geometry": "ufm.geometry:",
+}
+__all__ = [*_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ufm' has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    loaded = importlib.import_module(module)
+    value = getattr(loaded, attribute) if attribute else loaded
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,61 @@
+"""`Solution`, its `Status` and its `Certificate`: what a solver returns."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ufm.problem import Problem
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Status(str, enum.Enum):
+    """How a solve ended; the value is the sentence printed. Failure is a value, not an exception, inside a sweep."""
+
+    CONVERGED = "converged"
+    ZERO = "the zero solution is optimal here"
+    STEP_LIMIT = "stopped at the step limit"
+    STALLED = "stopped: no further decrease at this precision"
+    DIVERGED = "diverged: the loss became non-finite"
+    FAILED = "failed: the worker was lost"
+
+    @property
+    def ok(self) -> bool:
+        """Whether the end point may be compared with a prediction."""
+        return self in (Status.CONVERGED, Status.ZERO)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A bound on the distance to the global optimum: f - f* <= gap (convex duality, theory of nuclear norms)."""
+
+    gap: float  # nan when no bound exists
+    relative: float  # gap / |f|
+    dual_norm: float  # sigma / c: 1 at a non-zero optimum, <= 1 at zero
+    valid: bool  # whether the bound is a theorem here
+    reason: str  # a sentence: what is certified, or why nothing is
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The end point of a solver on one problem; tensors are float64.
+
+    W: (K, d); H: (T, d) class (or distinct-target) means; b: (K,); logits: (T, K) = H W^T + b, row = class of the sample.
+    """
+
+    problem: Problem
+    W: torch.Tensor
+    H: torch.Tensor
+    b: torch.Tensor
+    loss: float
+    logits: torch.Tensor
+    status: Status
+    iterations: int
+    gradient_norm: float  # relative: |grad| / (lambda |x|) in balanced coordinates
+    method: str
+    seed: int
+    certificate: Certificate | None = None
+    features: torch.Tensor | None = None  # (N, d) only for methods that move every sample
