@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818 - it is an outcome, not an error
+class Interrupted(Exception):
     """Raised at a safe point after a signal, when everything finished is saved. Exit status 128 + signum."""
 
     def __init__(self, signum: int, resume: str = "") -> None:
