@@ -62,10 +62,9 @@ def mnist1d(request: Request) -> Source:
     """A one-dimensional stand-in for digits, in the manner of MNIST-1D: ten shapes, moved, scaled, sheared, noisy.
 
     The shapes are our own (12 points each, drawn once from a fixed stream), so that numbers are comparable with
-    published MNIST-1D results in kind only. Each sample: the shape at 12 points, scaled by 1 + .25 N(0,1), placed at
-    a random position among 60 points, moved round by up to 48 points, sheared by U(-.75, .75) t, plus smooth noise of deviation .25
-    and white noise of deviation .02; every sample is kept at 40 evenly spaced points. 400 train and 100 test
-    samples of each class by default.
+    published MNIST-1D results in kind only. Each sample: the shape scaled by 1 + .25 N(0,1), placed at random among 60
+    points, moved round by up to 48, tilted by up to .375 at the ends, plus smooth noise of deviation .25 and white
+    noise of deviation .02, read at 40 evenly spaced points. 400 train and 100 test samples of each class by default.
     """
     sigma = 0.25 if request.noise is None else request.noise
     shapes = _shapes()

@@ -1,0 +1,60 @@
+"""The architectures: one file per family, one line per name. Listing them imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ufm.errors import RequestError
+from ufm.tables import Entry, load
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODELS = {
+    "mlp": Entry("empirical.models.mlp:mlp", "depth hidden layers of width units, ReLU, batch norm or none", "", ""),
+    "convnet": Entry("empirical.models.convnet:convnet", "depth strided 3x3 convolutions, width doubling, averaged", "", ""),
+    "resnet18": Entry("empirical.models.vision:resnet18", "torchvision ResNet-18, CIFAR stem for images below 64", "", "he2016"),
+    "resnet34": Entry("empirical.models.vision:resnet34", "torchvision ResNet-34, CIFAR stem for images below 64", "", "he2016"),
+    "resnet50": Entry("empirical.models.vision:resnet50", "torchvision ResNet-50, CIFAR stem for images below 64", "", "he2016"),
+    "vgg11": Entry(
+        "empirical.models.vision:vgg11", "torchvision VGG-11 body, averaged, one linear classifier", "", "simonyan2015"
+    ),
+}
+HEADS = ("linear", "etf", "deep")
+NORMS = ("batch", "none")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model is built from.
+
+    shape: of one sample, (d,) or (channels, height, width). classes: K.
+    width, depth: units and number of hidden layers (convnet: channels of the first block and number of blocks).
+    norm: "batch" or "none". head: "linear", "etf" (a fixed simplex frame) or "deep" (head_depth linear maps).
+    bias: whether the classifier has one (an "etf" head never has).
+    """
+
+    shape: tuple[int, ...]
+    classes: int
+    width: int = 128
+    depth: int = 4
+    norm: str = "batch"
+    head: str = "linear"
+    head_depth: int = 1
+    bias: bool = True
+
+
+def build(name: str, architecture: Architecture, seed: int) -> nn.Module:
+    """Return the untrained network `name`; the draws come from the stream "init" of `seed`.
+
+    The network maps prepared inputs (n, *shape) to logits (n, K); its last Linear is the classifier.
+    """
+    make = load(MODELS, name, "model")
+    if architecture.head not in HEADS or architecture.norm not in NORMS:
+        raise RequestError(f"head {architecture.head!r}, norm {architecture.norm!r}: known heads {HEADS}, norms {NORMS}")
+    if (architecture.head == "deep") != (architecture.head_depth > 1):
+        raise RequestError(
+            f"--head {architecture.head} with --head-depth {architecture.head_depth}; a deep head has --head-depth > 1, others 1"
+        )
+    return make(architecture, seed)
