@@ -1,0 +1,46 @@
+"""The figures: one file each with `draw(table, style) -> Drawing`. This table imports neither matplotlib nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ufm.tables import Entry, load
+
+if TYPE_CHECKING:
+    from compare.figures.drawing import Drawing
+    from compare.style import Style
+
+FIGURES = {
+    "trajectory": Entry(
+        "compare.figures.trajectory:draw",
+        "NC1 and the error over training: train, test about its own and about the train means, with the theory lines",
+        "one setting; the lines floor and 2 err need K affinely independent train means",
+        "hui2022",
+    ),
+    "nc": Entry(
+        "compare.figures.nc:draw",
+        "NC1 to NC4 over training on train and on test, with their value at the optimum",
+        "one setting; the optimum is a simplex ETF (balanced classes, d >= K - 1)",
+        "papyan2020",
+    ),
+    "layers": Entry(
+        "compare.figures.layers:draw",
+        "the cascade: NC1 and the nearest-class-mean error against depth, train and test, with the log-linear fit",
+        "one setting measured at two or more layers",
+        "hesu2023",
+    ),
+}
+
+
+def draw(name: str, table: Mapping[str, Any], style: Style) -> Drawing:
+    """Draw the figure `name` of a table's rows; RequestError for an unknown name or a table that lacks what it needs."""
+    return load(FIGURES, name, "figure")(table, style)
+
+
+def save(drawing: Drawing, path: str | Path, *, style: Style, provenance: Mapping[str, Any]) -> list[Path]:
+    """Write F.{pdf,svg,png,pgf}, the numbers as F.csv and where they come from as F.json; see `compare.figures.drawing.save`."""
+    from compare.figures import drawing as drawings
+
+    return drawings.save(drawing, path, style=style, provenance=provenance)

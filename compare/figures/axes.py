@@ -1,0 +1,272 @@
+"""The parts every figure is made of: panels of a paper's width, a log axis that shows zero, curves with bands, a legend below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
+from matplotlib.transforms import blended_transform_factory
+
+from compare.figures.series import Curve
+from compare.style import Look, Style
+
+MOST_TICKS = 6  # labelled decades on one axis
+NC1 = r"NC1 $=\mathrm{Tr}(\Sigma_W\Sigma_B^{+})/K$"
+POINTS_PER_INCH = 72
+
+
+def panels(style: Style, rows: int, columns: int, height: float, **shared: Any) -> tuple[Figure, np.ndarray]:
+    """Return a figure of the style's width with rows x columns panels, `height` inches each row, and the panels (rows, columns)."""
+    figure = Figure(figsize=(style.width, rows * height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.03)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=shared.get("sharex", False), sharey=shared.get("sharey", False))
+    return figure, grid
+
+
+# --- axes --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LogAxis:
+    """A logarithmic axis from `low` to `high` with, below a break, a place `zero` for zeros and for zero as a theory value."""
+
+    low: float
+    high: float
+    zero: float | None
+
+    @classmethod
+    def over(cls, curves: Iterable[Curve], *, zero: bool = False, extra: Iterable[float] = ()) -> LogAxis:
+        """Return the axis that holds the curves' values and intervals; the place for zero also where a point is censored."""
+        curves = [c for c in curves if c]
+        parts = [np.concatenate([c.value, c.low, c.high]) for c in curves] + [np.array(list(extra), float)]
+        values = np.concatenate(parts)
+        values = values[np.isfinite(values) & (values > 0)]
+        if not len(values):
+            values = np.array([1e-2, 1.0])
+        # An interval may reach far below the points (few seeds): it is cut one decade below the smallest point.
+        points = np.concatenate([c.value[~c.censored] for c in curves] or [values])
+        points = points[np.isfinite(points) & (points > 0)]
+        floor = points.min() / 10 if len(points) else values.min()
+        top = points.max() * 10 if len(points) else values.max()
+        low, high = max(values.min(), floor) / 1.25, min(values.max(), top) * 1.25
+        if high / low < 10:
+            middle = math.sqrt(low * high)
+            low, high = middle / math.sqrt(10), middle * math.sqrt(10)
+        zero = zero or any(c.censored.any() for c in curves)
+        return cls(low, high, low * (low / high) ** 0.10 if zero else None)
+
+    @property
+    def bottom(self) -> float:
+        """The lowest drawn value."""
+        return self.low if self.zero is None else self.zero * (self.low / self.high) ** 0.045
+
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """Return where to draw `values`: what is not above the axis' bottom goes to its bottom, NaN stays."""
+        return np.where(values < self.bottom, self.bottom, values)
+
+    def apply(self, ax: Axes) -> None:
+        """Set the scale, limits and ticks of the vertical axis."""
+        ax.set_yscale("log")
+        ax.set_ylim(self.bottom, self.high)
+        ticks, minor = decades(self.low, self.high)
+        labels = [power(t) for t in ticks]
+        if self.zero is not None:
+            ticks, labels = [self.zero, *ticks], ["0", *labels]
+            self._break(ax)
+        _fix(ax.yaxis, ticks, labels, minor)
+
+    def _break(self, ax: Axes) -> None:
+        """Mark the jump from the lowest value to zero by two strokes across the axis."""
+        at = math.sqrt(self.zero * self.low)
+        ratio = (self.high / self.bottom) ** 0.008
+        for y in (at / ratio, at * ratio):
+            ax.plot([0.0], [y], transform=ax.get_yaxis_transform(), marker=[(-1, -0.45), (1, 0.45)], markersize=5, color="k",
+                    markeredgewidth=0.6, linestyle="none", clip_on=False, zorder=5, gid="decoration")  # fmt: skip
+
+
+def _fix(axis: Any, ticks: Sequence[float], labels: Sequence[str], minor: Sequence[float]) -> None:
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_major_formatter(FixedFormatter(list(labels)))
+    axis.set_minor_locator(FixedLocator(list(minor)) if len(minor) else NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def decades(low: float, high: float) -> tuple[list[float], list[float]]:
+    """Return the labelled and the unlabelled ticks of a log axis: powers of ten, or 1-2-5 where there are under two of those."""
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    powers = [10.0**e for e in range(first, last + 1)]
+    fine = [m * 10.0**e for e in range(first - 1, last + 1) for m in range(2, 10) if low <= m * 10.0**e <= high]
+    if len(powers) < 2:
+        steps = sorted({m * 10.0**e for e in range(first - 2, last + 2) for m in (1, 2, 5) if low <= m * 10.0**e <= high})
+        return steps, [t for t in fine if not any(math.isclose(t, s) for s in steps)]
+    stride = -(-len(powers) // MOST_TICKS)
+    keep = [p for i, p in enumerate(powers) if (len(powers) - 1 - i) % stride == 0]
+    return keep, fine if stride == 1 else [p for p in powers if p not in keep]
+
+
+def power(value: float) -> str:
+    """Return 10^k as a label, and other numbers as they are read."""
+    exponent = math.log10(value)
+    if abs(exponent - round(exponent)) < 1e-9 and not -2 <= round(exponent) <= 2:
+        return rf"$10^{{{round(exponent)}}}$"
+    return f"{value:.10g}"
+
+
+def time_axis(ax: Axes, curves: Iterable[Curve], along: str) -> None:
+    """Set the horizontal axis of a training: logarithmic from the first measurement after 0 on, with 0 (untrained) shown."""
+    times = np.unique(np.concatenate([c.x for c in curves if c] or [np.array([0.0, 1.0])]))
+    later = times[times > 0]
+    name = "Epoch" if along == "epoch" else "Step"
+    untrained = bool((times == 0).any())
+    ax.set_xlabel(f"{name} at fixed $n$" + (" (0: untrained)" if untrained else ""))
+    if not len(later) or later.max() <= 12 * max(later.min(), 1e-300) and untrained:
+        _linear_time(ax, times)
+        return
+    low, high = float(later.min()), float(later.max())
+    ticks, minor = decades(low * 0.999, high * 1.001)
+    if untrained:
+        ax.set_xscale("symlog", linthresh=low, linscale=0.35)
+        ax.set_xlim(-0.3 * low, high * 1.12)
+        ticks = [0.0, *ticks]
+    else:
+        ax.set_xscale("log")
+        ax.set_xlim(low / 1.15, high * 1.12)
+    _fix(ax.xaxis, ticks, ["0" if t == 0 else power(t) for t in ticks], minor)
+
+
+def _linear_time(ax: Axes, times: np.ndarray) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    high = float(times.max()) or 1.0
+    ax.set_xlim(-0.03 * high, 1.03 * high)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=high >= 3))
+
+
+# --- curves ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Legend:
+    """What the legend will say, in the order in which it was drawn; one entry for one label however often it is drawn."""
+
+    entries: dict[str, Any] = field(default_factory=dict)
+    marks: dict[str, Any] = field(default_factory=dict)
+
+    def line(self, label: str, look: Look) -> None:
+        """Name a curve."""
+        marker = look.marker or "None"
+        self.entries.setdefault(label, Line2D([], [], color=look.color, linestyle=look.dashes, lw=look.width, marker=marker, label=label))
+
+    def mark(self, label: str, **look: Any) -> None:
+        """Name a kind of point; these come after the curves."""
+        self.marks.setdefault(label, Line2D([], [], linestyle="none", label=label, **look))
+
+    def band(self, label: str) -> None:
+        """Say what the bands are."""
+        self.marks.setdefault(label, Patch(facecolor="#9a9a9a", alpha=0.35, label=label))
+
+    def handles(self) -> list[Any]:
+        """Return curves first, then bands and marks."""
+        return [*self.entries.values(), *self.marks.values()]
+
+
+ZERO_MARK = {"marker": "v", "markersize": 4.0, "markerfacecolor": "white", "markeredgewidth": 0.8}
+END_MARK = {"marker": "x", "markersize": 4.5, "markeredgewidth": 1.1}
+
+
+def draw_curve(ax: Axes, curve: Curve, look: Look, axis: LogAxis, legend: Legend, label: str) -> None:
+    """Draw a curve with its band, its zeros at the axis' bottom, a gap where it has no value and a cross where a run ended."""
+    if not curve:
+        return
+    theory = look.color == LOOK_BLACK
+    order = 2.0 if theory else 3.0
+    shown = np.where(curve.censored, np.nan, curve.value)
+    banded = np.isfinite(curve.low) & np.isfinite(curve.high) & ~curve.censored
+    if banded.any():
+        low, high = np.where(banded, curve.low, np.nan), np.where(banded, curve.high, np.nan)
+        ax.fill_between(curve.x, axis.place(low), high, where=banded, color=look.color, alpha=0.12 if theory else 0.2, lw=0,
+                        zorder=order - 1.5, gid=f"band:{curve.key}")  # fmt: skip
+    every = 0.11 if np.isfinite(shown).sum() > 8 else None
+    ax.plot(curve.x, shown, color=look.color, linestyle=look.dashes, lw=look.width, marker=look.marker or "None", markevery=every,
+            zorder=order, gid=f"curve:{curve.key}", label=label, solid_capstyle="round", dash_capstyle="butt")  # fmt: skip
+    legend.line(label, look)
+    if curve.censored.any():
+        at = curve.x[curve.censored]
+        ax.plot(at, np.full(len(at), axis.zero), linestyle="none", color=look.color, zorder=4, gid=f"zero:{curve.key}", label="_", **ZERO_MARK)
+        legend.mark("zero or below the noise floor", color="#444444", **ZERO_MARK)
+    for x, y in curve.ends:
+        place = y if y > axis.bottom else axis.zero or axis.bottom
+        ax.plot([x], [place], linestyle="none", color=look.color, zorder=5, gid=f"end:{curve.key}", label="_", **END_MARK)
+        legend.mark("a run ends here (diverged)", color="#444444", **END_MARK)
+
+
+LOOK_BLACK = "#000000"
+
+
+def zero_line(ax: Axes, axis: LogAxis, look: Look, legend: Legend, label: str) -> None:
+    """Draw a theory value of zero where the axis keeps its place for zero."""
+    if axis.zero is not None:
+        ax.axhline(axis.zero, color=look.color, linestyle=look.dashes, lw=look.width, zorder=1.8, gid="curve:zero", label=label)
+        legend.line(label, look)
+
+
+# --- the finish --------------------------------------------------------------------------------------------------------
+
+
+def finish(figure: Figure, style: Style, legend: Legend) -> None:
+    """Put the legend below the panels in as many columns as fit, add its height to the figure's, and make the layout final."""
+    handles = legend.handles()
+    if handles:
+        figure.draw_without_rendering()
+        box = _fitting_legend(figure, style, handles)
+        height = box.get_window_extent().height / figure.dpi
+        width, panels_height = figure.get_size_inches()
+        figure.set_size_inches(width, round(panels_height + height + 0.06, 2))
+    for _ in range(3):  # the constrained layout settles in two passes; the third is for narrow figures
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def _fitting_legend(figure: Figure, style: Style, handles: list[Any]) -> Any:
+    for columns in range(min(4, len(handles)), 0, -1):
+        box = figure.legend(handles=in_rows(handles, columns), loc="outside lower center", ncols=columns)
+        figure.draw_without_rendering()
+        if columns == 1 or box.get_window_extent().width / figure.dpi <= style.width - 0.08:
+            return box
+        box.remove()
+    raise AssertionError("a legend of one column is always returned")
+
+
+def in_rows(handles: list[Any], columns: int) -> list[Any]:
+    """Return the handles so that matplotlib's column-wise legend reads row by row."""
+    rows = -(-len(handles) // columns)
+    # matplotlib fills the first columns with one entry more where they do not come out even.
+    full = len(handles) - (rows - 1) * columns
+    lengths = [rows if c < full else rows - 1 for c in range(columns)]
+    table = [[handles[r * columns + c] for r in range(lengths[c])] for c in range(columns)]
+    return [handle for column in table for handle in column]
+
+
+def title(ax: Axes, letter: str, text: str) -> None:
+    """Put '(a) text' above a panel, at its left."""
+    ax.set_title(f"({letter}) {text}", loc="left")
+
+
+def caption_height(style: Style) -> float:
+    """Return one line of tick-sized text in inches."""
+    return 1.25 * style.tick / POINTS_PER_INCH
+
+
+def blended(ax: Axes) -> Any:
+    """Return the transform with data along x and the axes' fraction along y."""
+    return blended_transform_factory(ax.transData, ax.transAxes)
