@@ -59,3 +59,7 @@ class Solution:
     seed: int
     certificate: Certificate | None = None
     features: torch.Tensor | None = None  # (N, d) only for methods that move every sample
+    weights: tuple[torch.Tensor, ...] | None = None  # depth > 1: W_1 .. W_L
+    layer_means: tuple[torch.Tensor, ...] | None = None  # depth > 1: (K, d) class means of H_1, then after each activation
+    layer_ranks: tuple[int, ...] | None = None  # depth > 1: singular values above 1e-2 of the largest, per layer mean
+    structure: str = ""  # depth > 1: zero, dnc, srg, pairs, circle, below both, other, unconverged
