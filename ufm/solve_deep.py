@@ -1,0 +1,174 @@
+"""Deep problems to solutions: grouped into batches by shape, run from random starts, classified by loss and rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ufm.errors import RequestError
+from ufm.problem import Problem
+from ufm.solution import Solution, Status
+from ufm.solvers import deep
+from ufm.theory import deep as deep_theory
+
+METHODS = ("auto", "adam", "lbfgs")
+RANK_SHARE = 1e-2  # measures.md: rank_numeric counts singular values above this share of the largest
+LOSS_MATCH = 1e-4  # relative distance at which an end point counts as a structure; the next one is at least 1 % away
+BALANCE_MATCH = 1e-3  # norm balance of a converged ReLU end point, whose gradient need not vanish (kinks)
+
+
+def solve_deep(
+    problems: Sequence[Problem],
+    *,
+    run_seeds: Sequence[int] | None = None,
+    method: str = "auto",
+    init_scale: float = 1.0,
+    steps: int | None = None,
+    tol: float = 1e-10,
+    device: str = "cpu",
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Solution]:
+    """Solve deep problems from random starts; one Solution each, in order.
+
+    Args:
+        problems: depth >= 1; any mixture of shapes (each shape is one batch).
+        run_seeds: one root seed per problem (default 0); the same seed gives the same start at every weight decay.
+        method: "adam" (two stages, the default for ReLU), "lbfgs" (the default for linear) or "auto".
+        init_scale: s of the weight entries N(0, s^2/d); G entries are N(0, 1/d).
+        steps: L-BFGS step limit, or the total of both Adam stages (default 5500).
+        tol: relative gradient at which L-BFGS stops.
+    """
+    if method not in METHODS:
+        raise RequestError(f"method {method!r} is not available with depth > 1; known: {', '.join(METHODS)}")
+    if not (math.isfinite(init_scale) and init_scale > 0):
+        raise RequestError(f"init_scale {init_scale!r} is not a positive number; zero is a saddle point, use 0.7, 1 or 1.4")
+    run_seeds = list(run_seeds) if run_seeds is not None else [0] * len(problems)
+    groups: dict[tuple, list[int]] = {}
+    for i, p in enumerate(problems):
+        groups.setdefault((p.classes, p.dim, p.depth, p.activation, p.loss, p.bias != "none"), []).append(i)
+    solutions: list[Solution | None] = [None] * len(problems)
+    for (*_, activation, _, _), members in groups.items():
+        batch = deep.Batch([problems[i] for i in members], device)
+        x = deep.start(batch, [run_seeds[i] for i in members], init_scale)
+        chosen = ("adam" if activation == "relu" else "lbfgs") if method == "auto" else method
+        if chosen == "adam":
+            stages = deep.ADAM_STAGES if steps is None else _scaled_stages(steps)
+            deep.adam(batch, x, stages, stop)
+            done = sum(n for _, n in stages)
+        else:
+            _, _, done = deep.lbfgs(batch, x, tol, steps or 3000, stop)
+        for i, solution in zip(members, _finish(batch, x, [problems[i] for i in members], chosen, done, tol), strict=True):
+            solutions[i] = _with_seed(solution, run_seeds[i])
+    return solutions  # type: ignore[return-value]  # every index is in exactly one group
+
+
+def _scaled_stages(steps: int) -> tuple[tuple[float, int], ...]:
+    share = steps / sum(n for _, n in deep.ADAM_STAGES)
+    return tuple((rate, max(1, round(n * share))) for rate, n in deep.ADAM_STAGES)
+
+
+def _with_seed(solution: Solution, seed: int) -> Solution:
+    from dataclasses import replace
+
+    return replace(solution, seed=seed)
+
+
+def _finish(
+    batch: deep.Batch, x: torch.Tensor, problems: Sequence[Problem], method: str, steps: int, tol: float
+) -> list[Solution]:
+    gradient = torch.empty_like(x)
+    loss = batch.value_and_gradient(x, gradient)
+    residual = deep.relative_gradient(batch, x, gradient)
+    weights, features, bias = batch.views(x)
+    energies = torch.stack([(w**2).sum((1, 2)) for w in weights] + [(features**2).sum((1, 2))], 1) * batch.lambdas
+    spread = energies.amax(1) / energies.amin(1).clamp_min(1e-300) - 1
+    known_at: dict[Problem, dict[str, float]] = {}
+    results = []
+    for i, problem in enumerate(problems):
+        if problem not in known_at:
+            known_at[problem] = {name: q.loss for name, q in deep_theory.structures(problem).items()}
+        results.append(
+            _solution(
+                batch, i, problem, known_at[problem], float(loss[i]), float(residual[i]), float(spread[i]), method, steps, tol
+            )
+        )
+    return [r(weights, features, bias) for r in results]
+
+
+def _solution(
+    batch: deep.Batch,
+    i: int,
+    problem: Problem,
+    known: dict[str, float],
+    loss: float,
+    residual: float,
+    spread: float,
+    method: str,
+    steps: int,
+    tol: float,
+) -> Callable[..., Solution]:
+    def make(weights: list[torch.Tensor], features: torch.Tensor, bias: torch.Tensor) -> Solution:
+        own = tuple(w[i].clone() for w in weights)
+        states = [features[i] / batch.roots[i]]
+        for weight in own[:-1]:
+            state = weight @ states[-1]
+            states.append(state.relu() if problem.activation == "relu" else state)
+        logits = own[-1] @ states[-1] + bias[i][:, None]
+        settled = residual <= 10 * tol or (problem.activation == "relu" and spread < BALANCE_MATCH)
+        ranks = tuple(_rank(state * batch.roots[i]) for state in states)
+        structure, status = classify(loss, ranks, known, settled, float((own[-1] @ states[-1]).norm()))
+        offset = bias[i].clone()
+        if problem.loss == "ce":
+            offset = offset - offset.mean()
+        return Solution(
+            problem=problem,
+            W=own[-1],
+            H=states[0].T.contiguous(),
+            b=offset,
+            loss=loss,
+            logits=logits.T.contiguous() - bias[i] + offset,
+            status=status,
+            iterations=steps,
+            gradient_norm=residual,
+            method=method,
+            seed=0,
+            weights=own,
+            layer_means=tuple(s.T.contiguous() for s in states),
+            layer_ranks=ranks,
+            structure=structure,
+        )
+
+    return make
+
+
+def _rank(matrix: torch.Tensor) -> int:
+    values = torch.linalg.svdvals(matrix)
+    return int((values > RANK_SHARE * values[0]).sum()) if float(values[0]) > 0 else 0
+
+
+def classify(
+    loss: float, ranks: tuple[int, ...], known: dict[str, float], settled: bool, output_norm: float
+) -> tuple[str, Status]:
+    """Return (structure, status): one of zero, a known structure, "below both", "other", "unconverged".
+
+    A structure is named when the loss agrees to `LOSS_MATCH`; where dnc and srg are both known, an end point below the
+    lower of them is "below both". Ranks break ties between structures of equal loss.
+    """
+    if not math.isfinite(loss):
+        return "unconverged", Status.DIVERGED
+    if output_norm < 1e-4 and "zero" in known:
+        return "zero", Status.ZERO
+    near = {name: value for name, value in known.items() if name != "zero" and abs(loss - value) <= LOSS_MATCH * abs(value)}
+    if near:
+        # Equal losses (pairs and circle at K = 4): the number of directions decides.
+        preferred = {"dnc": max(ranks), "srg": ranks[min(1, len(ranks) - 1)]}
+        name = min(near, key=lambda n: (abs(loss - near[n]), preferred.get(n, 0)))
+        return name, Status.CONVERGED
+    if not settled:
+        return "unconverged", Status.STEP_LIMIT
+    lowest = min((value for name, value in known.items() if name != "zero"), default=None)
+    if lowest is not None and loss < lowest:
+        return "below both" if {"dnc", "srg"} <= set(known) else "below known", Status.CONVERGED
+    return "other", Status.CONVERGED
