@@ -1,0 +1,73 @@
+"""Cross-entropy with hard, soft, mixup or multi-label targets.
+
+`loss(z, q) = m logsumexp(z) - q.z` with mass m = sum(q); m = 1 for a distribution, m = number of labels for the
+pick-all-labels loss of multi-label learning (Li et al. 2023, arXiv:2310.15903).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ufm.errors import RequestError
+from ufm.losses.protocol import Targets
+from ufm.problem import Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CrossEntropy:
+    """m logsumexp(z) - q.z, with residuals that keep their relative accuracy down to the smallest probabilities."""
+
+    convex = True
+
+    def rows(self, problem: Problem) -> np.ndarray:
+        """Return q (T, K): one-hot rows, or the problem's targets; class weights multiply q as they do in PyTorch."""
+        if problem.targets is None:
+            return np.eye(problem.classes)
+        q = np.asarray(problem.targets)
+        if problem.classes < 2:
+            raise RequestError(f"loss {problem.loss!r} needs at least 2 outputs, not {problem.classes}; use loss='mse'")
+        if q.min() < 0 or q.sum(1).min() <= 0:
+            raise RequestError(
+                f"targets of loss {problem.loss!r} must be >= 0 with a positive row sum; use loss='mse' for others"
+            )
+        return q if problem.class_weights is None else q * np.asarray(problem.class_weights)
+
+    def value(self, z: Tensor, targets: Targets) -> Tensor:
+        """Return m logsumexp(z) - q.z relative to the pivot logit, so that small losses keep their digits."""
+        pivot = targets.own(z).unsqueeze(2)
+        shifted = z - pivot
+        off = shifted.exp()
+        targets.set_own(off, 0.0)
+        # log(1 + sum of the others), exact when the pivot dominates; logsumexp when another logit is far larger.
+        others = off.sum(2)
+        log_sum = torch.where(others < 1e100, others.log1p(), torch.logsumexp(shifted, 2))
+        return targets.mass.squeeze(2) * log_sum - (targets.rows * shifted).sum(2)
+
+    def gradient(self, z: Tensor, targets: Targets) -> Tensor:
+        """Return m softmax(z) - q; the pivot entry is minus the sum of the others (p_k - 1 would lose all digits)."""
+        p = z - z.amax(2, keepdim=True)
+        p.exp_()
+        p.mul_(targets.mass / p.sum(2, keepdim=True))
+        if targets.diagonal and targets.hard:
+            targets.set_own(p, 0.0)
+        else:
+            p.sub_(targets.rows)
+            targets.set_own(p, 0.0)
+        targets.set_own(p, -p.sum(2))
+        return p
+
+    def hessian_product(self, z: Tensor, v: Tensor, targets: Targets) -> Tensor:
+        """Return m (p * v - p (p.v))."""
+        p = torch.softmax(z, 2)
+        pv = p * v
+        return targets.mass * (pv - p * pv.sum(2, keepdim=True))
+
+    def dual(self, u: Tensor, targets: Targets) -> Tensor:
+        """Return m Ent(p) with p = (q + u)/m, a distribution for u = theta (m softmax - q)."""
+        p = ((targets.rows + u) / targets.mass).clamp_min(0.0)
+        return targets.mass.squeeze(2) * torch.special.entr(p).sum(2)
