@@ -19,7 +19,7 @@ def folder(request: Request) -> Source:
     root = Path(request.path).expanduser()
     if not request.path or not root.is_dir():
         raise RequestError(
-            f"data set folder:{request.path}: no such folder; it must hold train.npz and test.npz, or train/CLASS/*.png and test/..."
+            f"data set folder:{request.path}: no such folder; it must hold train.npz and test.npz, or train/CLASS/*.png and test/"
         )
     if (root / "train.npz").is_file() and (root / "test.npz").is_file():
         train_inputs, train_labels = _arrays(root / "train.npz")
