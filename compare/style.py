@@ -44,6 +44,8 @@ LOOKS = {
     "test": Look("#c8400a", _DOTS, "s", 1.5),
     "test_self": Look("#e8a000", _DOTS, "^", 1.5),
     "test_weak": Look("#2f9bd0", _DOTS, "v", 1.5),
+    "error": Look("#7a4b94", _DOTS, "D", 1.5),
+    "ncc_error": Look("#1f9e89", _DOTS, "P", 1.5),
     "weights": Look("#6b6b6b", (0, (5, 1, 1, 1)), "D"),
     "optimum": Look("#000000", (0, (3.2, 2.0)), "", 1.0),
     "theory": Look("#000000", (0, (7.0, 2.0)), "", 1.0),
@@ -80,7 +82,9 @@ class Style:
             hint = suggest(safe_text(width)[:60], WIDTHS)
             raise RequestError(f"unknown width {safe_text(width)[:60]!r}; {hint}, or a number of millimetres") from None
         if not (math.isfinite(millimetres) and NARROWEST <= millimetres <= WIDEST):
-            raise RequestError(f"width {safe_text(width)[:60]} mm is out of range; between {NARROWEST:g} and {WIDEST:g} mm fit a page")
+            raise RequestError(
+                f"width {safe_text(width)[:60]} mm is out of range; between {NARROWEST:g} and {WIDEST:g} mm fit a page"
+            )
         label, tick = SIZES["neurips"] if millimetres / MM_PER_INCH >= WIDE else SIZES["icml"]
         return cls(f"{millimetres:g} mm", millimetres / MM_PER_INCH, label, tick)
 
@@ -124,8 +128,8 @@ class Style:
             "lines.scale_dashes": True,
             "patch.linewidth": 0.0,
             "legend.frameon": False,
-            "legend.handlelength": 2.6,
-            "legend.columnspacing": 1.2,
+            "legend.handlelength": 2.4,
+            "legend.columnspacing": 1.1,
             "legend.labelspacing": 0.35,
             "legend.borderaxespad": 0.2,
             "figure.dpi": 100,
@@ -166,7 +170,7 @@ def group_look(index: int, *, dashes: Any = "-") -> Look:
 
 def shades(count: int) -> list[str]:
     """Return `count` colours from light to dark, for a quantity that grows (epochs): one hue, so grey keeps the order."""
-    light, dark = (0.70, 0.80, 0.93), (0.03, 0.13, 0.40)
+    light, dark = (0.74, 0.83, 0.94), (0.06, 0.28, 0.62)
     steps = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
     return ["#" + "".join(f"{round(255 * (a + (b - a) * s)):02x}" for a, b in zip(light, dark, strict=True)) for s in steps]
 

@@ -14,14 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
-from matplotlib.transforms import blended_transform_factory
 
 from compare.figures.series import Curve
 from compare.style import Look, Style
 
 MOST_TICKS = 6  # labelled decades on one axis
-NC1 = r"NC1 $=\mathrm{Tr}(\Sigma_W\Sigma_B^{+})/K$"
-POINTS_PER_INCH = 72
+NC1 = r"NC1$\,{=}\,\mathrm{Tr}(\Sigma_W\Sigma_B^{+})/K$"
 
 
 def panels(style: Style, rows: int, columns: int, height: float, **shared: Any) -> tuple[Figure, np.ndarray]:
@@ -79,7 +77,7 @@ class LogAxis:
         ax.set_yscale("log")
         ax.set_ylim(self.bottom, self.high)
         ticks, minor = decades(self.low, self.high)
-        labels = [power(t) for t in ticks]
+        labels = tick_labels(ticks)
         if self.zero is not None:
             ticks, labels = [self.zero, *ticks], ["0", *labels]
             self._break(ax)
@@ -114,24 +112,33 @@ def decades(low: float, high: float) -> tuple[list[float], list[float]]:
     return keep, fine if stride == 1 else [p for p in powers if p not in keep]
 
 
-def power(value: float) -> str:
-    """Return 10^k as a label, and other numbers as they are read."""
-    exponent = math.log10(value)
-    if abs(exponent - round(exponent)) < 1e-9 and not -2 <= round(exponent) <= 2:
-        return rf"$10^{{{round(exponent)}}}$"
-    return f"{value:.10g}"
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Return labels in one notation: as plain numbers where all are between 0.01 and 1000, else as powers of ten."""
+    if all(0.0099 < v < 1001 for v in values):
+        return [f"{v:.6g}" for v in values]
+    return [_power(v) for v in values]
 
 
-def time_axis(ax: Axes, curves: Iterable[Curve], along: str) -> None:
-    """Set the horizontal axis of a training: logarithmic from the first measurement after 0 on, with 0 (untrained) shown."""
+def _power(value: float) -> str:
+    exponent = math.floor(math.log10(value) + 1e-9)
+    mantissa = value / 10.0**exponent
+    if math.isclose(mantissa, 1.0):
+        return rf"$10^{{{exponent}}}$"
+    return rf"${mantissa:.3g}\cdot10^{{{exponent}}}$"
+
+
+def time_axis(ax: Axes, curves: Iterable[Curve], along: str) -> str:
+    """Set the horizontal axis of a training: logarithmic from the first measurement after 0 on, with 0 (untrained) shown.
+
+    Returns its label, for the panel or for a whole row of panels.
+    """
     times = np.unique(np.concatenate([c.x for c in curves if c] or [np.array([0.0, 1.0])]))
     later = times[times > 0]
-    name = "Epoch" if along == "epoch" else "Step"
     untrained = bool((times == 0).any())
-    ax.set_xlabel(f"{name} at fixed $n$" + (" (0: untrained)" if untrained else ""))
+    label = ("Epoch" if along == "epoch" else "Step") + " at fixed $n$" + (" (0: untrained)" if untrained else "")
     if not len(later) or later.max() <= 12 * max(later.min(), 1e-300) and untrained:
         _linear_time(ax, times)
-        return
+        return label
     low, high = float(later.min()), float(later.max())
     ticks, minor = decades(low * 0.999, high * 1.001)
     if untrained:
@@ -141,7 +148,8 @@ def time_axis(ax: Axes, curves: Iterable[Curve], along: str) -> None:
     else:
         ax.set_xscale("log")
         ax.set_xlim(low / 1.15, high * 1.12)
-    _fix(ax.xaxis, ticks, ["0" if t == 0 else power(t) for t in ticks], minor)
+    _fix(ax.xaxis, ticks, (["0"] if untrained else []) + tick_labels([t for t in ticks if t > 0]), minor)
+    return label
 
 
 def _linear_time(ax: Axes, times: np.ndarray) -> None:
@@ -165,7 +173,9 @@ class Legend:
     def line(self, label: str, look: Look) -> None:
         """Name a curve."""
         marker = look.marker or "None"
-        self.entries.setdefault(label, Line2D([], [], color=look.color, linestyle=look.dashes, lw=look.width, marker=marker, label=label))
+        self.entries.setdefault(
+            label, Line2D([], [], color=look.color, linestyle=look.dashes, lw=look.width, marker=marker, label=label)
+        )
 
     def mark(self, label: str, **look: Any) -> None:
         """Name a kind of point; these come after the curves."""
@@ -175,42 +185,49 @@ class Legend:
         """Say what the bands are."""
         self.marks.setdefault(label, Patch(facecolor="#9a9a9a", alpha=0.35, label=label))
 
+    def remark(self, text: str) -> None:
+        """Add a line of text without a symbol after the curve named last."""
+        self.entries.setdefault(text, Line2D([], [], linestyle="none", label=text))
+
     def handles(self) -> list[Any]:
         """Return curves first, then bands and marks."""
         return [*self.entries.values(), *self.marks.values()]
 
 
-ZERO_MARK = {"marker": "v", "markersize": 4.0, "markerfacecolor": "white", "markeredgewidth": 0.8}
+ZERO_MARK = {"marker": "v", "markersize": 4.0, "markerfacecolor": "none", "markeredgewidth": 0.8}
 END_MARK = {"marker": "x", "markersize": 4.5, "markeredgewidth": 1.1}
 
 
-def draw_curve(ax: Axes, curve: Curve, look: Look, axis: LogAxis, legend: Legend, label: str) -> None:
-    """Draw a curve with its band, its zeros at the axis' bottom, a gap where it has no value and a cross where a run ended."""
+def draw_curve(
+    ax: Axes, curve: Curve, look: Look, axis: LogAxis, legend: Legend, label: str, *, band: bool = True, zero_size: float = 4.0
+) -> None:
+    """Draw a curve with its band, its zeros at the axis' bottom, a gap where it has no value and a cross where a run ended.
+
+    `zero_size` in points keeps the zeros of several curves apart: they nest.
+    """
     if not curve:
         return
-    theory = look.color == LOOK_BLACK
-    order = 2.0 if theory else 3.0
+    theory = look.color == "#000000"
+    order = 3.2 if theory else 3.0
     shown = np.where(curve.censored, np.nan, curve.value)
     banded = np.isfinite(curve.low) & np.isfinite(curve.high) & ~curve.censored
-    if banded.any():
+    if band and banded.any():
         low, high = np.where(banded, curve.low, np.nan), np.where(banded, curve.high, np.nan)
         ax.fill_between(curve.x, axis.place(low), high, where=banded, color=look.color, alpha=0.12 if theory else 0.2, lw=0,
-                        zorder=order - 1.5, gid=f"band:{curve.key}")  # fmt: skip
+                        zorder=1.5, gid=f"band:{curve.key}")  # fmt: skip
     every = 0.11 if np.isfinite(shown).sum() > 8 else None
     ax.plot(curve.x, shown, color=look.color, linestyle=look.dashes, lw=look.width, marker=look.marker or "None", markevery=every,
             zorder=order, gid=f"curve:{curve.key}", label=label, solid_capstyle="round", dash_capstyle="butt")  # fmt: skip
     legend.line(label, look)
     if curve.censored.any():
         at = curve.x[curve.censored]
-        ax.plot(at, np.full(len(at), axis.zero), linestyle="none", color=look.color, zorder=4, gid=f"zero:{curve.key}", label="_", **ZERO_MARK)
+        ax.plot(at, np.full(len(at), axis.zero), linestyle="none", color=look.color, markevery=0.06 if len(at) > 8 else None, zorder=4,
+                gid=f"zero:{curve.key}", label="_", **{**ZERO_MARK, "markersize": zero_size})  # fmt: skip
         legend.mark("zero or below the noise floor", color="#444444", **ZERO_MARK)
     for x, y in curve.ends:
         place = y if y > axis.bottom else axis.zero or axis.bottom
         ax.plot([x], [place], linestyle="none", color=look.color, zorder=5, gid=f"end:{curve.key}", label="_", **END_MARK)
         legend.mark("a run ends here (diverged)", color="#444444", **END_MARK)
-
-
-LOOK_BLACK = "#000000"
 
 
 def zero_line(ax: Axes, axis: LogAxis, look: Look, legend: Legend, label: str) -> None:
@@ -223,25 +240,48 @@ def zero_line(ax: Axes, axis: LogAxis, look: Look, legend: Legend, label: str) -
 # --- the finish --------------------------------------------------------------------------------------------------------
 
 
-def finish(figure: Figure, style: Style, legend: Legend) -> None:
-    """Put the legend below the panels in as many columns as fit, add its height to the figure's, and make the layout final."""
-    handles = legend.handles()
+def finish(figure: Figure, style: Style, legend: Legend, below: str = "") -> None:
+    """Put the legend below the panels in as many columns as fit, add its height to the figure's, and make the layout final.
+
+    `below` is one label for the horizontal axis of all panels (per panel it would not fit a narrow column).
+    """
+    handles, bottom = legend.handles(), _bottom_row(figure)
+    for ax in bottom if below else []:
+        ax.set_xlabel("0")  # keeps the place
     if handles:
-        figure.draw_without_rendering()
         box = _fitting_legend(figure, style, handles)
-        height = box.get_window_extent().height / figure.dpi
+        gap = 0.05
+        height = box.get_window_extent().height / figure.dpi + gap
         width, panels_height = figure.get_size_inches()
-        figure.set_size_inches(width, round(panels_height + height + 0.06, 2))
+        total = round(panels_height + height, 2)
+        figure.set_size_inches(width, total)
+        figure.get_layout_engine().set(rect=(0, height / total, 1, 1 - height / total))
     for _ in range(3):  # the constrained layout settles in two passes; the third is for narrow figures
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    if below:
+        _label_below(figure, bottom, below, style)
+
+
+def _bottom_row(figure: Figure) -> list[Axes]:
+    return [ax for ax in figure.axes if ax.get_subplotspec() is not None and ax.get_subplotspec().is_last_row()]
+
+
+def _label_below(figure: Figure, bottom: list[Axes], text: str, style: Style) -> None:
+    boxes = [ax.get_position() for ax in bottom]
+    centre = (min(b.x0 for b in boxes) + max(b.x1 for b in boxes)) / 2
+    place = bottom[0].xaxis.label.get_window_extent().transformed(figure.transFigure.inverted())
+    for ax in bottom:
+        ax.set_xlabel("")
+    figure.text(centre, place.y0, text, ha="center", va="bottom", fontsize=style.label)
 
 
 def _fitting_legend(figure: Figure, style: Style, handles: list[Any]) -> Any:
     for columns in range(min(4, len(handles)), 0, -1):
-        box = figure.legend(handles=in_rows(handles, columns), loc="outside lower center", ncols=columns)
+        box = figure.legend(handles=in_rows(handles, columns), loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=columns)
+        box.set_in_layout(False)
         figure.draw_without_rendering()
-        if columns == 1 or box.get_window_extent().width / figure.dpi <= style.width - 0.08:
+        if columns == 1 or box.get_window_extent().width / figure.dpi <= style.width - 0.04:
             return box
         box.remove()
     raise AssertionError("a legend of one column is always returned")
@@ -257,16 +297,7 @@ def in_rows(handles: list[Any], columns: int) -> list[Any]:
     return [handle for column in table for handle in column]
 
 
-def title(ax: Axes, letter: str, text: str) -> None:
-    """Put '(a) text' above a panel, at its left."""
-    ax.set_title(f"({letter}) {text}", loc="left")
-
-
-def caption_height(style: Style) -> float:
-    """Return one line of tick-sized text in inches."""
-    return 1.25 * style.tick / POINTS_PER_INCH
-
-
-def blended(ax: Axes) -> Any:
-    """Return the transform with data along x and the axes' fraction along y."""
-    return blended_transform_factory(ax.transData, ax.transAxes)
+def title(ax: Axes, panel: str, text: str) -> None:
+    """Put a panel's title above its left end; `panel` is its name in the CSV."""
+    ax.set_label(panel)
+    ax.set_title(text, loc="left")

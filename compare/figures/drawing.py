@@ -104,7 +104,11 @@ def clean(value: Any) -> Any:
     """Return a JSON-ready copy in which every absolute path is its last part alone."""
     value = plain(value)
     if isinstance(value, Mapping):
-        return {str(key): clean(item) for key, item in value.items() if str(key).lower() not in ("user", "username", "cwd", "hostname")}
+        return {
+            str(key): clean(item)
+            for key, item in value.items()
+            if str(key).lower() not in ("user", "username", "cwd", "hostname")
+        }
     if isinstance(value, list):
         return [clean(item) for item in value]
     if isinstance(value, str):

@@ -56,7 +56,9 @@ class _Renderer(RendererPgf):
     def get_text_width_height_descent(self, s: str, prop: Any, ismath: Any) -> tuple[float, float, float]:
         return self._measure.get_text_width_height_descent(s, prop, ismath)
 
-    def draw_text(self, gc: Any, x: float, y: float, s: str, prop: Any, angle: float, ismath: Any = False, mtext: Any = None) -> None:
+    def draw_text(
+        self, gc: Any, x: float, y: float, s: str, prop: Any, angle: float, ismath: Any = False, mtext: Any = None
+    ) -> None:
         super().draw_text(gc, x, y, to_latex(s, bool(ismath)), prop, angle, False, mtext)
 
 

@@ -126,7 +126,9 @@ def last_layer(rows: Measured) -> str:
     if "penultimate" in layers:
         return "penultimate"
     if len(layers) > 1:
-        raise RequestError(f"the rows have the layers {', '.join(layers)[:80]} and no 'penultimate'; measure with --layers last or all")
+        raise RequestError(
+            f"the rows have the layers {', '.join(layers)[:80]} and no 'penultimate'; measure with --layers last or all"
+        )
     return layers[0] if layers else ""
 
 

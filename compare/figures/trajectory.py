@@ -17,14 +17,14 @@ from ufm.errors import RequestError
 _COLLAPSE = {
     "train": ("Train", "train", ("nc1_pinv", "train", "self")),
     "test_self": ("Test, own means", "test_self", ("nc1_pinv", "test", "self")),
-    "test_strong": ("Test, train means (strong)", "test", ("nc1_pinv_strong", "test", "train")),
-    "test_weak": ("Test, nearest mean (weak)", "test_weak", ("nc1_pinv_weak", "test", "train")),
+    "test_strong": ("Test, strong", "test", ("nc1_pinv_strong", "test", "train")),
+    "test_weak": ("Test, weak", "test_weak", ("nc1_pinv_weak", "test", "train")),
 }
 _LINES = {
-    "two_err": (r"Theory, test: $2\,$err (weak collapse)", "theory", "ncc_error", 2.0),
-    "floor": (r"Theory, test: floor $\mathrm{err}_B/2$", "floor", "ncc_error_between", 0.5),
+    "two_err": (r"Theory, test: $2\,\mathrm{err}$", "theory", "ncc_error", 2.0),
+    "floor": (r"Theory, test: $\geq\mathrm{err}_B/2$", "floor", "ncc_error_between", 0.5),
 }
-OPTIMUM = "Theory, train: UFM optimum 0"
+OPTIMUM = "Theory, train: 0 (UFM)"
 
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
@@ -53,8 +53,8 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         _draw_collapse(left, collapse, lines, legend)
         _draw_errors(right, errors, legend)
         every = [*collapse.values(), *lines.values(), *errors.values()]
-        time_axis(left, every, along)
-        time_axis(right, every, along)
+        for ax in (left, right):
+            ax.set_xlabel(time_axis(ax, every, along))
         if any(np.isfinite(c.low).any() for c in every):
             legend.band(f"95 % interval, {seed_counts(every)}")
         finish(figure, style, legend)
@@ -90,9 +90,9 @@ def _draw_collapse(ax: Any, collapse: Mapping[str, Curve], lines: Mapping[str, C
     if collapse["train"]:
         zero_line(ax, axis, LOOKS["optimum"], legend, OPTIMUM)
     for key, (label, look, *_) in _LINES.items():
-        draw_curve(ax, lines[key], LOOKS[look], axis, legend, label)
+        draw_curve(ax, lines[key], LOOKS[look], axis, legend, label, band=key == "two_err")
     ax.set_ylabel(NC1)
-    title(ax, "a", "Variability collapse")
+    title(ax, "nc1", "(a) Variability collapse")
 
 
 def _draw_errors(ax: Any, errors: Mapping[str, Curve], legend: Legend) -> None:
@@ -100,12 +100,12 @@ def _draw_errors(ax: Any, errors: Mapping[str, Curve], legend: Legend) -> None:
     axis.apply(ax)
     for key, label, look in [
         ("train_error", "Train", "train"),
-        ("test_error", "Test, classifier (error)", "test_self"),
-        ("test_ncc_error", "Test, nearest mean (error)", "test_weak"),
+        ("test_error", "Test error, classifier", "error"),
+        ("test_ncc_error", "Test error, class means", "ncc_error"),
     ]:
         draw_curve(ax, errors[key], LOOKS[look], axis, legend, label)
     ax.set_ylabel("Error rate (share of samples)")
-    title(ax, "b", "Error")
+    title(ax, "error", "(b) Error")
 
 
 def _rows(collapse: Mapping[str, Curve], lines: Mapping[str, Curve], errors: Mapping[str, Curve]) -> list[tuple[Any, ...]]:
@@ -130,5 +130,7 @@ def _notes(curves: list[Curve], samples: float, lines: Mapping[str, Curve]) -> t
         notes.append("A test theory line is missing: its error was not measured, or the train means have rank below K - 1.")
     ended = sum(len(c.ends) for c in curves)
     if ended:
-        notes.append(f"{ended} per-seed series end before the last epoch (marked by a cross): from there on means are over the others.")
+        notes.append(
+            f"{ended} per-seed series end before the last epoch (marked by a cross): from there on means are over the others."
+        )
     return tuple(notes)

@@ -1,0 +1,107 @@
+"""NC1 to NC4 over training: four panels, train and test, each with its value at the unconstrained-features optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compare.figures.axes import NC1, Legend, LogAxis, draw_curve, finish, panels, time_axis, title, zero_line
+from compare.figures.drawing import Drawing
+from compare.figures.series import COLUMNS, Curve, Measured, abscissa, curve, last_layer, one_setting, sample_count, seed_counts
+from compare.style import LOOKS, Style
+from ufm.errors import RequestError
+
+# panel -> (title, axis label, the measure's names in order of preference, its classifier-weight twin, whether it is a rate)
+PANELS = {
+    "nc1": ("NC1: variability", NC1, ("nc1_pinv",), "", False),
+    "nc2": ("NC2: simplex ETF", r"$\|\hat G-\hat G_{\mathrm{ETF}}\|_F$", ("nc2_etf_means",), "nc2_etf_weights", False),
+    "nc3": ("NC3: self-duality", r"$\|\hat W-\hat M\|_F^2$", ("nc3_papyan",), "", False),
+    "nc4": ("NC4: nearest mean", "Disagreeing share", ("nc4_disagreement",), "", True),
+}
+OPTIMUM = "Theory, train: 0 (simplex ETF)"
+
+
+def draw(table: Mapping[str, Any], style: Style) -> Drawing:
+    """Draw NC1 (`nc1_pinv`), NC2 (`nc2_etf_means`, `_weights`), NC3 (`nc3_papyan`) and NC4 (`nc4_disagreement`) against the epoch.
+
+    Every one is 0 at the optimum of the balanced unconstrained-features model with d >= K - 1; theory says so of train alone.
+    Test values are about the test set's own means (NC4: its own class means too).
+
+    Raises:
+        RequestError: several settings, or none of the four measures.
+    """
+    rows = one_setting(table, "nc")
+    along, layer = abscissa(rows), last_layer(rows)
+    found = {name: _curves(rows, layer, along, spec) for name, spec in PANELS.items()}
+    every = [c for curves in found.values() for c in curves.values()]
+    if not any(every):
+        raise RequestError(
+            "the rows hold none of nc1_pinv, nc2_etf_means, nc3_papyan, nc4_disagreement; draw a run of `empirical run collapse`"
+        )
+    with style.applied():
+        figure, grid = panels(style, 2, 2, 0.30 * style.width if style.wide else 0.46 * style.width, sharex=True)
+        legend = Legend()
+        for ax, letter, (name, spec) in zip(grid.ravel(), "abcd", PANELS.items(), strict=True):
+            _panel(ax, spec, found[name], legend)
+            title(ax, name, f"({letter}) {spec[0]}")
+            label = time_axis(ax, every, along)
+        if any(np.isfinite(c.low).any() for c in every):
+            legend.band(f"95 % interval, {seed_counts(every)}")
+        finish(figure, style, legend, label)
+    table_rows = [row for name, curves in found.items() for c in curves.values() for row in c.rows(name)]
+    table_rows += [
+        (name, "theory", np.nan, 0.0, np.nan, np.nan, 0, "theory") for name, curves in found.items() if any(curves.values())
+    ]
+    return Drawing(figure, COLUMNS, table_rows, _notes(every, found))
+
+
+def _curves(rows: Measured, layer: str, along: str, spec: tuple[str, str, tuple[str, ...], str, bool]) -> dict[str, Curve]:
+    _, _, names, weights, is_rate = spec
+    found = {}
+    for split in ("train", "test"):
+        for name in names:
+            some = rows.where(measure=name, split=split, layer=layer, centres="self")
+            found[split] = curve(some, f"{split}:{name}", along=along, rate_of=sample_count(rows, split) if is_rate else None)
+            if found[split]:
+                break
+    if weights:
+        found["weights"] = curve(_first_split(rows.where(measure=weights)), f"weights:{weights}", along=along)
+    return found
+
+
+def _first_split(rows: Measured) -> Measured:
+    """The classifier's weight is one thing however many splits and layers report it."""
+    for column in ("split", "layer", "centres"):
+        rows = rows.where(**{column: rows.distinct(column)[0]}) if rows.distinct(column) else rows
+    return rows
+
+
+def _panel(ax: Any, spec: tuple[Any, ...], curves: Mapping[str, Curve], legend: Legend) -> None:
+    axis = LogAxis.over(curves.values(), zero=True)
+    axis.apply(ax)
+    for key, label, look in [
+        ("train", "Train", "train"),
+        ("test", "Test, own means", "test"),
+        ("weights", "Classifier weights", "weights"),
+    ]:
+        if key in curves:
+            draw_curve(ax, curves[key], LOOKS[look], axis, legend, label)
+    if any(curves.values()):
+        zero_line(ax, axis, LOOKS["optimum"], legend, OPTIMUM)
+    else:
+        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#666666")
+    ax.set_ylabel(spec[1])
+
+
+def _notes(every: list[Curve], found: Mapping[str, Mapping[str, Curve]]) -> tuple[str, ...]:
+    notes = [
+        f"Geometric means (NC4: arithmetic) over {seed_counts(every)} with 95 % Student-t intervals (NC1-NC3: of the log mean).",
+        "G: unit-Frobenius Gram of the centred class means (or of the classifier's rows); W, M: unit-Frobenius weights and centred means.",
+        "Limits: training time grows at a fixed training set (t, then n). Epoch 0 is the untrained network; theory speaks of train alone.",
+    ]
+    missing = [name.upper() for name, curves in found.items() if not any(curves.values())]
+    if missing:
+        notes.append(f"Not measured: {', '.join(missing)}.")
+    return tuple(notes)
