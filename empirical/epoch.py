@@ -1,0 +1,140 @@
+"""The measuring pass: one forward over train and test, then every measure of every asked layer on both splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from empirical.features import Plan, classifier_weight, plan_layers
+from empirical.store import Batches, Loss, Stored, collect, first_inputs, full_float32, network_of
+from ufm.errors import RequestError
+from ufm.seeds import stream
+
+
+def measure_network(
+    model: nn.Module,
+    train: Batches,
+    test: Batches,
+    *,
+    layers: str | Sequence[str] | Plan = "last",
+    classifier: str | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int = 1000,
+    match_counts: bool = False,
+    seed: int = 0,
+    loss: Loss | None = None,
+    names: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure a network on train and test data; training may go on afterwards as if nothing had happened.
+
+    Args:
+        model: any network that returns logits (n, K); its modes, buffers, hooks and all random states are put back.
+        train, test: a `Split`, or an iterable of (inputs, labels) batches (a DataLoader, a list), without augmentation.
+        layers: "last", "all", names (see `empirical.features`), or a Plan made before (saves one small forward pass).
+        classifier: the path of the classifier's module; None finds the last linear layer.
+        device: where the network is; None or "auto" asks the network.
+        batch_size: of a Split.
+        match_counts: measure train's own-centred rows on a subsample with test's class counts (see measures and sample size).
+        seed: of that subsample.
+        loss: mean loss of (logits, labels) for the network-wide rows; None: cross-entropy.
+        names: only these measures; None: all. Without `vci` and the ranks no d x d product is made.
+
+    Returns: rows {"split", "layer", "centres", "metric", "value"} with "reason" beside a null value and "flag" where there
+        is one. Train has own centres ("self"); test has own and train's. `layer: "network"` holds loss and error.
+
+    Raises:
+        RequestError: a layer, batch or label that cannot be measured, or too little memory (with the estimate).
+        RunError: the network has diverged.
+    """
+    model, where = network_of(model, device)
+    plan = layers if isinstance(layers, Plan) else plan_layers(model, first_inputs(model, train, where), layers, classifier)
+    stored = {
+        split: collect(model, plan, data, device=where, batch_size=batch_size, loss=loss)
+        for split, data in (("train", train), ("test", test))
+    }
+    weight, bias = classifier_weight(model, plan)
+    return rows_of(stored["train"], stored["test"], plan, weight, bias, match_counts=match_counts, seed=seed, names=names)
+
+
+def rows_of(
+    train: Stored,
+    test: Stored,
+    plan: Plan,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    match_counts: bool = False,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of `measure_network` from stored features."""
+    rows = []
+    for name in plan.names:
+        head = (weight, bias) if name == "penultimate" else (None, None)
+        rows += layer_rows(
+            name,
+            (train.features[name], train.labels),
+            (test.features[name], test.labels),
+            *head,
+            classes=plan.outputs,
+            match_counts=match_counts,
+            seed=seed,
+            names=names,
+        )
+    for split, stored in (("train", train), ("test", test)):
+        for metric in ("loss", "error"):
+            value = getattr(stored, metric)
+            rows.append({"split": split, "layer": "network", "centres": "self", "metric": metric, "value": value})
+    return rows
+
+
+def layer_rows(
+    layer: str,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    classes: int,
+    match_counts: bool = False,
+    seed: int = 0,
+    ood: Tensor | None = None,
+    names: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return one layer's rows: `train` and `test` are (features (N, d), labels (N,))."""
+    from ufm.measure import ClassMoments, collapse
+
+    with full_float32():
+        reference = ClassMoments.of(*train, classes=classes)
+        own = matched(*train, test[1], classes, seed) if match_counts else train
+        on_train = collapse(*own, weight=weight, bias=bias, classes=classes, ood=ood, names=names)
+        on_test = collapse(*test, weight=weight, bias=bias, classes=classes, ood=ood, names=names, reference=reference)
+    return [
+        {"split": split, "layer": layer, **row}
+        for split, measured in (("train", on_train), ("test", on_test))
+        for row in measured.to_rows()
+    ]
+
+
+def matched(features: Tensor, labels: Tensor, other: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return a subsample with at most the class counts of `other`: n_c sets the size of NC1 that noise alone gives."""
+    y = labels.cpu().numpy()
+    most = np.bincount(other.cpu().numpy(), minlength=classes)
+    draw = stream(seed, "match-counts")
+    kept = [draw.permutation(np.flatnonzero(y == k))[: most[k]] for k in range(classes)]
+    chosen = torch.from_numpy(np.sort(np.concatenate(kept))).to(features.device)
+    if not len(chosen):
+        raise RequestError("match_counts: train and test have no class in common; leave it out")
+    return features[chosen], labels[chosen]
+
+
+def values(rows: Sequence[Mapping[str, Any]], metric: str, split: str = "train", layer: str = "penultimate") -> float | None:
+    """Return one metric's value of measured rows; None where it does not exist."""
+    for row in rows:
+        if (row["metric"], row["split"], row["layer"]) == (metric, split, layer):
+            return row["value"]
+    return None

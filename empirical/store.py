@@ -1,0 +1,242 @@
+"""One forward pass over a data set: the asked layers' features, the loss and the predictions, with nothing left changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from empirical.data.split import Split
+from empirical.features import Layer, Plan, Taps, bare, evaluating, pooled
+from ufm.errors import RequestError, RunError
+
+Batches = Split | Iterable[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+SHARE = 0.8  # of the free memory that stored features may take
+CPU_CONV_BATCH = 250  # larger batches of maps leave the cache of a CPU
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """What one pass kept: features (N, d) by layer, labels (N,), the argmax of the logits (N,), mean loss and error."""
+
+    features: dict[str, Tensor]
+    labels: Tensor
+    predicted: Tensor
+    loss: float
+    error: float
+
+
+def collect(
+    model: nn.Module, plan: Plan, data: Batches, *, device: torch.device, batch_size: int = 1000, loss: Loss | None = None
+) -> Stored:
+    """Run `data` through the network once, in eval mode and full float32, and keep the planned layers' features.
+
+    Args:
+        model: the network, on `device`.
+        plan: from `plan_layers`.
+        data: a Split, or an iterable of (inputs, labels) batches, gone through once.
+        device: where batches are sent.
+        batch_size: for a Split.
+        loss: mean loss of (logits, labels); None: cross-entropy.
+
+    Raises:
+        RequestError: wrong batches or labels, or features that would not fit into memory (with the estimate).
+        RunError: a feature or logit is not finite.
+    """
+    mean_loss = loss or F.cross_entropy
+    check_memory(plan, length(data), device, network_dtype(model).itemsize)
+    store = _Store(plan)
+    labels, predicted, total = [], [], 0.0
+    batch_size = _batch_size(model, device, batch_size)
+    with undisturbed(data), evaluating(model), full_float32(), Taps(model, plan, store.add) as taps:
+        for x, y in batches(model, data, device, batch_size, plan.outputs):
+            logits = taps.forward(x)
+            logits = logits.float() if logits.dtype.itemsize < 4 else logits
+            total += float(mean_loss(logits, y)) * len(y)
+            labels.append(y)
+            predicted.append(logits.argmax(1))
+    if not labels:
+        raise RequestError("the data has no batches; give at least one batch of (inputs, labels)")
+    y, guess = torch.cat(labels), torch.cat(predicted)
+    features = store.joined()
+    if not math.isfinite(total):
+        raise RunError("the loss is not finite: the network has diverged")
+    return Stored(features, y, guess, total / len(y), float((guess != y).double().mean()))
+
+
+class _Store:
+    """Chunks of each layer's features. A chunk that shares memory with an activation is copied before it is overwritten."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.chunks: dict[str, list[Tensor]] = {name: [] for name in plan.names}
+
+    def add(self, layer: Layer, raw: Tensor) -> None:
+        features = pooled(raw, layer.pooling)
+        shared = features.untyped_storage().data_ptr() == raw.untyped_storage().data_ptr()
+        self.chunks[layer.name].append(features.clone() if shared else features)
+
+    def joined(self) -> dict[str, Tensor]:
+        features = {}
+        for name in list(self.chunks):
+            features[name] = torch.cat(self.chunks.pop(name))
+            if not bool(torch.isfinite(features[name].sum(dtype=torch.float64))):
+                raise RunError(f"the features of layer {name!r} are not finite: the network has diverged")
+        return features
+
+
+def batches(
+    model: nn.Module, data: Batches, device: torch.device, batch_size: int, outputs: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (inputs, labels) on `device`, inputs in the network's dtype and, for convolutions on a CPU, channels last."""
+    dtype = network_dtype(model)
+    last = device.type == "cpu" and has_maps(model)
+    for x, y in _pairs(data, batch_size):
+        x = x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
+        if last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        yield x, _labels(y, len(x), outputs).to(device, non_blocking=True)
+
+
+def first_inputs(model: nn.Module, data: Batches, device: torch.device) -> Tensor:
+    """Return the first two inputs, prepared: the example that `plan_layers` traces."""
+    if not isinstance(data, Split) and iter(data) is data:
+        raise RequestError("the data is an iterator, used up after one pass; give a DataLoader or a list of batches")
+    with undisturbed(data):
+        for x, _ in batches(model, data, device, 2, 2**31):
+            return x[:2]
+    raise RequestError("the data has no batches; give at least one batch of (inputs, labels)")
+
+
+def network_dtype(model: nn.Module) -> torch.dtype:
+    """Return the floating type of the network's first parameter, which its inputs must have."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def has_maps(model: nn.Module) -> bool:
+    """Whether the network has two-dimensional convolutions."""
+    return any(isinstance(m, nn.Conv2d) for m in model.modules())
+
+
+def _batch_size(model: nn.Module, device: torch.device, batch_size: int) -> int:
+    return min(batch_size, CPU_CONV_BATCH) if device.type == "cpu" and has_maps(model) else batch_size
+
+
+def _pairs(data: Batches, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(data, Split):
+        for start in range(0, len(data), batch_size):
+            yield data.batch(slice(start, start + batch_size))
+        return
+    for batch in data:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise RequestError(f"a batch is {type(batch).__name__}; it must be a pair (inputs, labels)")
+        x, y = batch[0], torch.as_tensor(batch[1])
+        if not isinstance(x, Tensor):
+            raise RequestError(f"a batch's inputs are {type(x).__name__}; they must be one tensor (n, ...)")
+        yield x, y
+
+
+def _labels(y: Tensor, samples: int, outputs: int) -> Tensor:
+    if y.shape != (samples,) or y.is_floating_point():
+        raise RequestError(f"labels have shape {tuple(y.shape)}, {y.dtype}; they must be ({samples},) integers, not one-hot")
+    y = y.to(torch.int64)
+    if samples and (int(y.min()) < 0 or int(y.max()) >= outputs):
+        bad = int(y.min()) if int(y.min()) < 0 else int(y.max())
+        raise RequestError(f"label {bad} is out of range; the network has {outputs} outputs, so labels must be 0..{outputs - 1}")
+    return y
+
+
+# --- memory ------------------------------------------------------------------------------------------------------
+
+
+def length(data: Batches) -> int | None:
+    """Return the number of samples, None where only a pass would tell."""
+    source = data if isinstance(data, Split) else getattr(data, "dataset", None)
+    try:
+        return len(source) if source is not None else None
+    except TypeError:  # an iterable data set
+        return None
+
+
+def check_memory(plan: Plan, samples: int | None, device: torch.device, itemsize: int = 4) -> None:
+    """Refuse, with the estimate, features that would take more than the free memory allows."""
+    if samples is None:
+        return
+    need = samples * sum(layer.dim for layer in plan.layers) * max(itemsize, 4)
+    free = free_memory(device)
+    if free is not None and need > SHARE * free:
+        raise RequestError(
+            f"features of {len(plan.layers)} layers x {samples} samples take about {need / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free; name fewer layers or leave ':flat' out"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free bytes on `device`, None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+# --- leaving no trace --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def undisturbed(*data: Batches) -> Iterator[None]:
+    """Put back every random state that going through the data may move: torch, numpy, Python, and the loaders' own."""
+    generators = []
+    for one in data:
+        for owner in (one, getattr(one, "sampler", None), getattr(getattr(one, "batch_sampler", None), "sampler", None)):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator) and all(generator is not g for g in generators):
+                generators.append(generator)
+    states = [(generator, generator.get_state()) for generator in generators]
+    python, legacy, main = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        torch.set_rng_state(main)
+        for generator, state in states:
+            generator.set_state(state)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products in full float32: TF32 keeps 10 bits, and a collapse of 1e-4 would drown in its rounding."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    with ExitStack() as stack:
+        for place in (torch.backends.cuda.matmul, torch.backends.cudnn):
+            stack.callback(setattr, place, "allow_tf32", place.allow_tf32)
+            place.allow_tf32 = False
+        yield
+
+
+def network_of(model: nn.Module, device: torch.device | str | None) -> tuple[nn.Module, torch.device]:
+    """Return the network without wrappers, and the device it is on (or is asked to be measured on)."""
+    model = bare(model)
+    here = next((p.device for p in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    if device is None or str(device) == "auto":
+        return model, here
+    asked = torch.device(device)
+    if asked.type != here.type or (asked.index is not None and here.index is not None and asked.index != here.index):
+        raise RequestError(f"the network is on {here}, not on {asked}; move it with model.to or pass device='auto'")
+    return model, here
