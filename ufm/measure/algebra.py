@@ -1,0 +1,105 @@
+"""The K x K algebra behind the measures, in numpy float64: pseudo-inverse forms, Grams, pair distances, VCI."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ufm.errors import RequestError
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+def pinv_factor(between: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return F (r, p) with F^T F = (B^T B)^+ for the rows B (m, p), and the rank r.
+
+    Directions are dropped where the eigenvalue of the Gram B B^T is zero to float64 rounding, and nowhere else.
+    """
+    _, size, right = np.linalg.svd(between, full_matrices=False)
+    floor = max(between.shape) * EPS * size[0] ** 2 if len(size) else 0.0
+    keep = (size**2 > floor) & (size > 0)
+    return right[keep] / size[keep, None], int(keep.sum())
+
+
+def pinv_form(within: np.ndarray, factor: np.ndarray) -> float:
+    """Return Tr(Sigma_W (B^T B)^+) for the factor of `pinv_factor`."""
+    return float(np.einsum("rp,pq,rq->", factor, within, factor, optimize=True))
+
+
+def simplex_gram(classes: int) -> np.ndarray:
+    """Return the Gram of the simplex ETF with unit Frobenius norm, (I - J/K)/sqrt(K-1)."""
+    return (np.eye(classes) - 1.0 / classes) / np.sqrt(classes - 1.0)
+
+
+def gram_distance(gram: np.ndarray, target: np.ndarray) -> float:
+    """Return the Frobenius distance of the two matrices, each scaled to unit Frobenius norm; nan if one is zero."""
+    size, wanted = np.linalg.norm(gram), np.linalg.norm(target)
+    if size == 0 or wanted == 0:
+        return float("nan")
+    return float(np.linalg.norm(gram / size - target / wanted))
+
+
+def equinorm(rows: np.ndarray) -> float:
+    """Return std/mean (ddof = 1) of the rows' norms; nan when they are all zero."""
+    norms = np.linalg.norm(rows, axis=1)
+    return float(norms.std(ddof=1) / norms.mean()) if norms.mean() > 0 else float("nan")
+
+
+def cosines(rows: np.ndarray) -> np.ndarray:
+    """Return the (K, K) cosines between rows; nan where a row is zero."""
+    norms = np.linalg.norm(rows, axis=1)
+    unit = rows / np.where(norms > 0, norms, np.nan)[:, None]
+    return unit @ unit.T
+
+
+def equiangular(rows: np.ndarray) -> float:
+    """Return the mean over i != j of |cos_ij + 1/(K-1)|."""
+    count = len(rows)
+    off = ~np.eye(count, dtype=bool)
+    return float(np.abs(cosines(rows)[off] + 1.0 / (count - 1)).mean())
+
+
+def alignment(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the mean over rows of 1 - cos(u_k, v_k), as |u - v|^2 / 2 of unit vectors: 1 - cos itself keeps no digit near 0."""
+    unit = [rows / np.where((n := np.linalg.norm(rows, axis=1)) > 0, n, np.nan)[:, None] for rows in (first, second)]
+    return float(((unit[0] - unit[1]) ** 2).sum(1).mean() / 2)
+
+
+def pair_distances(means: np.ndarray) -> np.ndarray:
+    """Return |mu_i - mu_j|^2, (K, K), from differences."""
+    out = np.empty((len(means), len(means)))
+    for i, mean in enumerate(means):
+        gap = means - mean
+        out[i] = np.einsum("kd,kd->k", gap, gap)
+    return out
+
+
+def variability_index(within: np.ndarray, between: np.ndarray) -> float:
+    """Return VCI = 1 - Tr(Sigma_T^+ Sigma_B)/rank Sigma_B with Sigma_B = V^T V for the rows V (m, d), Sigma_T = Sigma_W + Sigma_B.
+
+    With V reduced to full row rank r and A = V Sigma_W^{-1} V^T, push-through gives VCI = Tr (I + A)^{-1} / r: no difference of
+    near numbers, so it is right at collapse 1e-12 where the d x d form loses everything. Directions of V in which Sigma_W is zero
+    make A infinite there and contribute 0. Xu and Liu (2023).
+    """
+    _, size, right = np.linalg.svd(between, full_matrices=False)
+    keep = (size**2 > max(between.shape) * EPS * size[0] ** 2) & (size > 0)
+    rank = int(keep.sum())
+    if rank == 0:
+        raise RequestError("all class means coincide; VCI needs distinct class means")
+    rows = size[keep, None] * right[keep]
+    scale = np.sqrt(np.maximum(np.diag(within), 0.0))
+    live = scale > 0
+    values, vectors = (
+        np.linalg.eigh(within[np.ix_(live, live)] / np.outer(scale[live], scale[live])) if live.any() else (np.ones(0), np.eye(0))
+    )
+    full = values > len(scale) * EPS * max(values.max(initial=0.0), 1.0)
+    scaled = (rows[:, live] / scale[live]) @ vectors
+    rigid = np.concatenate([rows[:, ~live], scaled[:, ~full]], axis=1)  # V on the null space of Sigma_W
+    whitened = scaled[:, full] / np.sqrt(values[full])
+    if rigid.shape[1]:
+        left, sizes, _ = np.linalg.svd(rigid, full_matrices=True)
+        zero = np.ones(rank, dtype=bool)
+        zero[: len(sizes)] = sizes <= 1e-10 * max(np.linalg.norm(rows), np.linalg.norm(scaled))
+        whitened = left[:, zero].T @ whitened
+    gain = np.linalg.svd(whitened, compute_uv=False) ** 2 if whitened.size else np.zeros(0)
+    gain = np.concatenate([gain, np.zeros(max(whitened.shape[0] - len(gain), 0))])
+    return float((1.0 / (1.0 + gain)).sum() / rank)

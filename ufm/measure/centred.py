@@ -1,0 +1,169 @@
+"""The measures about the split's own class means, from its statistics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ufm.measure.algebra import (
+    alignment,
+    cosines,
+    equiangular,
+    equinorm,
+    gram_distance,
+    pair_distances,
+    pinv_factor,
+    pinv_form,
+    simplex_gram,
+    variability_index,
+)
+from ufm.measure.found import Found
+from ufm.measure.margins import gnc_margin, gram_coherence, hardmax_margin
+from ufm.measure.rank import ranks
+from ufm.measure.split import SplitStatistics, project
+
+COINCIDE = "all class means coincide, so Sigma_B is zero"
+PARTIAL = "a class has no sample, so its row of W has no mean to be compared with"
+NO_SCATTER = "needs the d x d within-class scatter, which is kept only for d <= 4096"
+
+
+def self_centred(
+    stats: SplitStatistics,
+    classifier: tuple[np.ndarray, np.ndarray] | None,
+    predicted_gram: np.ndarray | None,
+    ood_mean: np.ndarray | None,
+    wanted: frozenset[str],
+) -> Found:
+    """Return every measure about the split's own means that its inputs allow."""
+    found = Found(wanted)
+    present = stats.moments.counts > 0
+    means = stats.moments.means[present]
+    centre = means.mean(0)
+    put_variability(found, stats)
+    put_scatter(found, stats)
+    put_means(found, means - centre)
+    if classifier is not None:
+        put_classifier(found, classifier, means, present.all())
+        found.put("nc4_disagreement", stats.nc4_disagreement, "needs every sample, not their moments")
+    found.put("ncc_error", stats.ncc_error, "needs every sample, not their moments")
+    if predicted_gram is not None:
+        put_prediction(found, means, predicted_gram, present.all())
+    if ood_mean is not None:
+        both = np.concatenate([[ood_mean - centre], means - centre])
+        found.put("nc5", float(np.abs(cosines(both)[0, 1:]).mean()), "a mean, or the out-of-distribution mean, equals mu_C")
+    return found
+
+
+def put_variability(found: Found, stats: SplitStatistics) -> None:
+    """NC1 in its normalisations and CDNV: within-class covariance against what lies between the means."""
+    moments = stats.moments
+    present = moments.counts > 0
+    counts, traces, means = moments.counts[present], moments.traces[present], moments.means[present]
+    share = counts / counts.sum()
+    classes = len(counts)
+    degenerate = bool((counts == 1).all())
+    rounding = rounding_variance(moments)
+    noise = np.eye(len(stats.within)) * rounding / means.shape[1]  # rounding is spread evenly over the d coordinates
+    sample_mean, centre = share @ means, means.mean(0)
+    about_centre = project(means - centre, stats.basis)
+    about_sample = project(means - sample_mean, stats.basis)
+    root = np.sqrt(classes)
+    forms = {
+        "nc1_pinv": (about_centre / root, 1 / classes),
+        "nc1_pinv_sum": (about_centre / root, 1.0),
+        "nc1_pinv_sample": (about_sample / root, 1 / classes),
+        "nc1_weighted": (about_sample * np.sqrt(share)[:, None], 1.0),
+    }
+    for name, (between, factor) in forms.items():
+        frame, rank = pinv_factor(between)
+        found.rank = rank if name == "nc1_pinv" else found.rank
+        value = factor * pinv_form(stats.within, frame) if rank else math.nan
+        found.put_noisy(name, value, factor * pinv_form(noise, frame), degenerate, COINCIDE)
+    trace_within = float(share @ traces)
+    trace_between = float((about_centre**2).sum() / classes)
+    weighted = float(share @ (about_sample**2).sum(1))
+    ratio, of_total = (trace_within / b if b > 0 else math.nan for b in (trace_between, trace_within + weighted))
+    found.put_noisy("nc1_trace", ratio, rounding / trace_between if trace_between > 0 else math.nan, degenerate, COINCIDE)
+    found.put_noisy("nc1_total", of_total, rounding / max(trace_within + weighted, 1e-300), degenerate, "all features coincide")
+    apart = pair_distances(about_centre)
+    value, floor = pair_mean(traces, apart), pair_mean(np.full(classes, rounding), apart)
+    found.put_noisy("cdnv", value, floor, degenerate, "two class means coincide")
+
+
+def rounding_variance(moments: object) -> float:
+    """Return E|delta h|^2 that storing the features in their dtype can make: eps^2 E|h|^2, an upper estimate by a factor of 3 to 12."""
+    share = moments.counts / moments.counts.sum()
+    return moments.eps**2 * float(share @ ((moments.means**2).sum(1) + moments.traces))
+
+
+def pair_mean(traces: np.ndarray, apart: np.ndarray) -> float:
+    """Return the mean over pairs i < j of (v_i + v_j)/(2 |mu_i - mu_j|^2); nan if two means coincide."""
+    i, j = np.triu_indices(len(traces), 1)
+    if (apart[i, j] == 0).any():
+        return math.nan
+    return float(((traces[i] + traces[j]) / (2 * apart[i, j])).mean())
+
+
+def put_scatter(found: Found, stats: SplitStatistics) -> None:
+    """VCI and the ranks, which need the whole d x d scatter."""
+    moments = stats.moments
+    if moments.scatter is None:
+        for name in ("vci", "rank_effective", "rank_stable", "rank_numeric"):
+            found.put(name, math.nan, NO_SCATTER)
+        return
+    present = moments.counts > 0
+    share = moments.counts[present] / moments.counts.sum()
+    about_sample = moments.means[present] - share @ moments.means[present]
+    rows = about_sample * np.sqrt(share)[:, None]
+    within = moments.scatter / moments.counts.sum()
+    coincide = not np.abs(rows).any()
+    if "vci" in found.wanted:
+        found.put("vci", math.nan if coincide else variability_index(within, rows), COINCIDE)
+    if found.wanted & {"rank_effective", "rank_stable", "rank_numeric"}:
+        eigenvalues = np.linalg.eigvalsh(within + rows.T @ rows)[::-1]
+        noise = len(within) * np.finfo(np.float64).eps * max(eigenvalues[0], 0.0)
+        for name, value in ranks(np.sqrt(np.where(eigenvalues > noise, eigenvalues, 0.0))).items():
+            found.put(name, value, "all features coincide")
+
+
+def put_means(found: Found, centred: np.ndarray) -> None:
+    """NC2 of the class means, and how far the nearest two are apart in angle."""
+    found.put("nc2_equinorm_means", equinorm(centred), COINCIDE)
+    found.put("nc2_equiangular_means", equiangular(centred), "a class mean equals mu_C, so it has no direction")
+    found.put("nc2_etf_means", gram_distance(centred @ centred.T, simplex_gram(len(centred))), COINCIDE)
+    found.put("gram_coherence", gram_coherence(centred), "a class mean equals mu_C, so it has no direction")
+    if "gnc_margin" in found.wanted:
+        found.put("gnc_margin", gnc_margin(centred), "a class mean equals mu_C, so it has no direction")
+
+
+def put_classifier(found: Found, classifier: tuple[np.ndarray, np.ndarray], means: np.ndarray, complete: bool) -> None:
+    """NC2 of the weights, NC3 and the bias; with an absent class only the bias has a meaning."""
+    weight, bias = classifier
+    centre = means.mean(0)
+    found.put("bias_collapse", float(np.linalg.norm(weight @ centre + bias)))
+    names = ("nc2_equinorm_weights", "nc2_equiangular_weights", "nc2_etf_weights", "nc3_papyan", "nc3_zhu", "nc3_cosine")
+    if not complete:
+        for name in (*names, "hardmax_margin"):
+            found.put(name, math.nan, PARTIAL)
+        return
+    centred = means - centre
+    target = simplex_gram(len(weight))
+    sizes = np.linalg.norm(weight), np.linalg.norm(centred)
+    papyan = ((weight / sizes[0] - centred / sizes[1]) ** 2).sum() if min(sizes) > 0 else math.nan
+    zero = "a row of W or a centred class mean is zero"
+    values = equinorm(weight), equiangular(weight), gram_distance(weight @ weight.T, target)
+    values += papyan, gram_distance(weight @ centred.T, target), alignment(weight, centred)
+    for name, value in zip(names, values, strict=True):
+        found.put(name, value, zero)
+    found.put("hardmax_margin", hardmax_margin(weight, centred), zero)
+
+
+def put_prediction(found: Found, means: np.ndarray, gram: np.ndarray, complete: bool) -> None:
+    """The distance to a predicted Gram: about mu_C where the prediction's means sum to zero, about the origin where they do not."""
+    if not complete:
+        found.put("nc2_to_prediction", math.nan, PARTIAL)
+        return
+    centred = np.abs(gram.sum(1)).max() <= 1e-8 * np.abs(gram).max() * len(gram)
+    rows = means - means.mean(0) if centred else means
+    found.put("nc2_to_prediction", gram_distance(rows @ rows.T, gram), "the class means or the predicted Gram are zero")
