@@ -15,7 +15,7 @@ from ufm.theory import deep_linear, deep_relu
 
 
 def structures(problem: Problem) -> dict[str, Prediction]:
-    """Return structure name -> Prediction with its loss: zero, and those of etf / of / gof, dnc, srg, pairs, circle that exist."""
+    """Return structure name -> Prediction with its loss: zero, and whichever of etf, of, gof, dnc, srg, pairs, circle exist."""
     if problem.activation == "linear" and problem.loss == "mse":
         found = deep_linear.predict_mse(problem)
         return {found.name: found, "zero": _zero(problem)} if found.applies else {}
