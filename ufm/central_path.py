@@ -114,7 +114,7 @@ def _velocity(h: torch.Tensor, labels: torch.Tensor, classes: int, renormalised:
     weight = torch.linalg.solve(centred @ centred.T, centred @ (targets - 1 / classes).T).T
     residual = weight @ centred - (targets - 1 / classes)
     step = -weight.T @ residual / total
-    means, deviations = _split(h, labels, classes)
+    _, deviations = _split(h, labels, classes)
     mean_step, deviation_step = _split(step, labels, classes)
     if renormalised:
         # Sigma_W^(-1/2) (h + dt step) for Sigma_W = I: subtract half of Sigma_W' from the left, means included.

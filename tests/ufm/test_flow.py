@@ -75,7 +75,7 @@ def test_conserved_quantity():
 def test_off_row_space_part_decays_at_lambda_h():
     """W starts of low rank and the loss only pulls H towards its row space; what is outside decays as e^(-lambda_h t)."""
     problem = Problem(classes=2, dim=6, counts=3, loss="mse", lambda_w=0.05, lambda_h=0.05, bias="none")
-    w, h, b = start(problem, "random", 0.5, 0)
+    w, h, _ = start(problem, "random", 0.5, 0)
     total = 6
 
     def rhs(t, x):  # W fixed: the statement is about a fixed row space
