@@ -1,0 +1,53 @@
+"""What the collapse study does: it checks a request, and trains while looking at every measure of the chosen layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from empirical.cost import Cost, cost_of
+from empirical.epoch import measure_network
+from empirical.experiment import Experiment
+from empirical.features import plan_layers
+from empirical.train import Report, Training, build_network, clock_of, load_data, run_training
+from ufm.interrupt import Stop
+from ufm.record import Run
+
+__all__ = ["check", "observe", "train"]
+
+
+def check(experiment: Experiment, seed: int) -> Cost:
+    """Return what the training will cost; RequestError for anything that cannot be done, before anything is written."""
+    data, test, _ = load_data(experiment, seed)
+    clock = clock_of(experiment, len(data))
+    cost = cost_of(experiment, tuple(data.inputs.shape[1:]), data.classes, len(test), clock)
+    network = build_network(experiment, data, seed)
+    plan_layers(network, data.batch(slice(0, 2))[0], layers_of(experiment), None)
+    return cost
+
+
+def layers_of(experiment: Experiment) -> str | list[str]:
+    """Return --layers as `measure_network` takes it."""
+    return experiment.layers if experiment.layers in ("last", "all") else experiment.layers.split(",")
+
+
+def observe(training: Training) -> list[dict[str, Any]]:
+    """Return every measure of the network as it is now."""
+    return measure_network(
+        training.network,
+        training.train,
+        training.test,
+        layers=layers_of(training.experiment),
+        device=training.device,
+        match_counts=training.experiment.match_counts,
+        seed=training.seed,
+        loss=training.objective,
+    )
+
+
+def train(
+    experiment: Experiment, run: Run, *, device: torch.device, threads: int, stop: Stop | None, report: Report | None
+) -> dict[str, Any]:
+    """Train one network to the end and return the run's result."""
+    return run_training(experiment, run, observe=observe, device=device, threads=threads, stop=stop, report=report)

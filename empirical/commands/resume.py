@@ -1,0 +1,87 @@
+"""`empirical resume RUN...`: go on from the newest checkpoints, to the numbers of an uninterrupted run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import click
+
+from empirical.commands.shown import Progress, print_outcomes
+from empirical.experiment import from_setting
+from empirical.runner import Job, run_jobs
+from empirical.studies import Study, study
+from empirical.sweep import FILE, folder_name, read_sweep
+from ufm.errors import RequestError
+from ufm.record import Run
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  empirical resume runs/collapse/digits-mlp-0123456789ab     (what was left of it)
+  empirical resume runs/collapse/sweep-0123456789ab          (every setting of a sweep)
+"""
+)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--device", default=None, metavar="TEXT", help="auto, cpu, cuda or cuda:N  [default: the device it began on]")
+@click.option("--workers", default=0, type=click.IntRange(0, 1024), help="processes (0: one per core)")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout, nothing else")
+def resume(runs: tuple[str, ...], device: str | None, workers: int, as_json: bool) -> int:
+    """Go on with interrupted trainings. RUN is a folder of one setting, of one seed, or of a sweep."""
+    jobs: dict[Job, None] = {}
+    chosen: Study | None = None
+    for text in runs:
+        found, these = jobs_of(Path(text), device)
+        if chosen is not None and found.name != chosen.name:
+            raise RequestError(
+                f"{text} belongs to the study {found.name!r}, the runs before to {chosen.name!r}; resume them apart"
+            )
+        chosen = found
+        jobs |= dict.fromkeys(these)
+    assert chosen is not None
+    missing = [job for job in jobs if not (job.path / "done").is_file()]
+    processes = max(1, min(workers or len(os.sched_getaffinity(0)), len(missing)))
+    with Progress(len(jobs), processes) as progress:
+        outcomes = run_jobs(
+            list(jobs),
+            workers=processes,
+            resume=f"empirical resume {' '.join(map(shlex.quote, runs))}",
+            progress=progress.of_job,
+            finished=progress.finished,
+        )
+    return print_outcomes(chosen, outcomes, (), [job.experiment for job in jobs], as_json)
+
+
+def jobs_of(path: Path, device: str | None) -> tuple[Study, list[Job]]:
+    """Return (study, jobs) of a folder of one setting, one seed or a sweep; RequestError or RunError when it is none."""
+    if (path / FILE).is_file() and not (path / "config.json").is_file():
+        document = read_sweep(path)
+        chosen = study(document["study"])
+        settings = [from_setting(chosen.spec, setting) for setting in document["settings"]]
+        root = path.parent.parent
+        return chosen, [_job(chosen, s, seed, root, device) for s in settings for seed in document["seeds"]]
+    run = Run.open(path)
+    chosen = study(run.system)
+    setting = from_setting(chosen.spec, run.config)
+    if run.seed is not None:
+        seeds = [run.seed]
+    else:
+        present = [int(p.name.removeprefix("seed-")) for p in path.glob("seed-*") if p.name[5:].isdecimal()]
+        listed = read_sweep(path)["seeds"] if (path / FILE).is_file() else []
+        seeds = sorted({*present, *listed})
+    root = run.setting_path.resolve().parent.parent
+    if run.setting_path.resolve().name != folder_name(setting):
+        raise RequestError(f"{path}: the folder must be named {folder_name(setting)} to be resumed; give it its name back")
+    return chosen, [_job(chosen, setting, seed, root, device) for seed in seeds]
+
+
+def _job(chosen: Study, setting: object, seed: int, root: Path, device: str | None) -> Job:
+    """Use the device and the number of threads a training began with, for the same bits."""
+    from empirical.devices import resolve_device
+
+    job = Job(chosen.name, setting, seed, str(root), "cpu")
+    recorded = Run.open(job.path).environment if (job.path / "env.json").is_file() else {}
+    where = resolve_device(device or recorded.get("device") or "auto")
+    return Job(chosen.name, setting, seed, str(root), where, int(recorded.get("threads") or 1))

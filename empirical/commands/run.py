@@ -1,0 +1,227 @@
+"""`empirical run STUDY`: from flags, presets and TOML to trained and measured networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from empirical import presets
+from empirical.commands.shown import Progress, print_outcomes
+from empirical.runner import Job, run_jobs
+from empirical.studies import STUDIES, Study, study
+from empirical.sweep import write_sweep
+from ufm.console import print_json, say
+from ufm.errors import RequestError
+from ufm.spec import build, cells, click_options, option, read_toml, resolve
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how it runs: nothing here changes the numbers' definition."""
+
+    seeds: int = option(0, "seeds: 0:5 is 0..4", low=0, high=2**32 - 1, grid=True, setting=False)
+    out: str = option("runs", "folder of all runs", kind="path", setting=False)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", setting=False)
+    workers: int = option(0, "processes (0: one per core on a CPU, 1 on a GPU)", low=0, high=1024, setting=False)
+    threads: int = option(1, "CPU threads of each process", low=1, high=1024, setting=False)
+    cluster: str | None = option(None, "address of a running dask scheduler", kind="str", setting=False)
+    shard: str | None = option(None, "I/N: only the trainings i with i mod N = I", kind="str", setting=False)
+
+
+class Studies(click.Group):
+    """One command per study, with that study's options."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the studies' names."""
+        return list(STUDIES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return the command of a study; RequestError with a suggestion for an unknown one."""
+        return command_of(study(name))
+
+
+@click.command(cls=Studies)
+def run() -> None:
+    r"""Train networks and measure them. STUDY is what is looked at.
+
+    \b
+    Examples:
+      empirical run collapse --preset digits --seeds 0:5     (about 15 s on 2 cores)
+      empirical run collapse --help                          (every option)
+    """
+
+
+def command_of(chosen: Study) -> click.Command:
+    """Return the click command of one study."""
+
+    @click.command(chosen.name, help=chosen.summary, epilog="\b\nExamples:\n  " + "\n  ".join(chosen.examples))
+    @click.option("--preset", metavar="NAME", shell_complete=_complete_presets, help="fill options from a shipped TOML file")
+    @click.option("--config", metavar="FILE", help="fill options from your own TOML file; flags win")
+    @click.option("--zip", "zipped", metavar="a,b", help="walk the grids of these options together")
+    @click_options(Execution)
+    @click_options(chosen.spec)
+    @click.option("--dry-run", is_flag=True, help="print the number of trainings, the estimated time and memory")
+    @click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout, nothing else")
+    @click.option("--strict", is_flag=True, help="accepted everywhere; a failed training is exit 1 in any case")
+    def command(
+        preset: str | None, config: str | None, zipped: str | None, dry_run: bool, as_json: bool, strict: bool, **given: Any
+    ) -> int:
+        values = read_layers(chosen, preset, config, given)
+        request = Request.of(chosen, values, (zipped or "").split(",") if zipped else [])
+        if dry_run:
+            return request.describe(as_json)
+        return request.execute(as_json)
+
+    return command
+
+
+def _complete_presets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in presets.names() if name.startswith(incomplete)]
+
+
+def read_layers(chosen: Study, preset: str | None, config: str | None, given: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return option -> grid values, from defaults < preset < TOML < flags."""
+    both = dataclasses.make_dataclass(
+        "Both",
+        [(f.name, f.type, _copied(f)) for f in (*dataclasses.fields(chosen.spec), *dataclasses.fields(Execution))],
+        frozen=True,
+    )
+    layers: list[dict[str, Any]] = []
+    if preset is not None:
+        about, options = presets.read(preset)
+        if about.get("study", chosen.name) != chosen.name:
+            raise RequestError(f"preset {preset!r} belongs to 'empirical run {about['study']}'; use it there")
+        resolve(both, options, source=f"preset {preset}")
+        layers.append(options)
+    if config is not None:
+        own = read_toml(config)
+        resolve(both, own, source=f"--config {config}")
+        layers.append(own)
+    flags = {key: value for key, value in given.items() if value is not None}
+    return resolve(both, *_without_rivals(layers, flags))
+
+
+def _copied(field: dataclasses.Field) -> Any:
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+def _without_rivals(layers: list[dict[str, Any]], flags: dict[str, Any]) -> list[dict[str, Any]]:
+    """A later --epochs replaces an earlier --steps and the other way round: they say the same thing."""
+    merged: dict[str, Any] = {}
+    for layer in (*layers, flags):
+        named = {key.replace("-", "_"): value for key, value in layer.items()}
+        for one, other in (("epochs", "steps"), ("steps", "epochs")):
+            if one in named and other not in named:
+                merged.pop(other, None)
+        merged |= named
+    return [merged]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A resolved request: the settings, the seeds, and where they run."""
+
+    study: Study
+    settings: tuple[Any, ...]  # resolved experiments
+    varied: tuple[str, ...]  # names of the options with several values
+    seeds: tuple[int, ...]
+    execution: Execution
+
+    @classmethod
+    def of(cls, chosen: Study, values: dict[str, list[Any]], zipped: Sequence[str]) -> Request:
+        """Multiply the grids out; every setting is resolved and so checked against itself."""
+        own = {f.name for f in dataclasses.fields(chosen.spec)}
+        seeds = tuple(values["seeds"])
+        execution = Execution(**{f.name: values[f.name][0] for f in dataclasses.fields(Execution)})
+        grid = {name: column for name, column in values.items() if name in own}
+        settings = [build(chosen.spec, cell).resolved() for cell in cells(grid, zipped)]
+        varied = tuple(name for name, column in grid.items() if len(column) > 1)
+        return cls(chosen, tuple(dict.fromkeys(settings)), varied, seeds, execution)
+
+    def jobs(self, device: str) -> list[Job]:
+        """Return the trainings of this shard, settings first."""
+        e = self.execution
+        every = [
+            Job(self.study.name, setting, seed, e.out, device, e.threads) for setting in self.settings for seed in self.seeds
+        ]
+        if e.shard is None:
+            return every
+        index, number = read_shard(e.shard)
+        return every[index::number]
+
+    def check(self) -> list[Any]:
+        """Return the cost of one training of each setting; RequestError for the first that cannot be done."""
+        check = self.study.function("check")
+        return [check(setting, self.seeds[0]) for setting in self.settings]
+
+    def workers(self, device: str, jobs: int) -> int:
+        """Return the number of processes: no more than there are trainings, and not the start of a process for one."""
+        asked = self.execution.workers or (1 if device.startswith("cuda") else len(os.sched_getaffinity(0)))
+        return max(1, min(asked, jobs))
+
+    def describe(self, as_json: bool) -> int:
+        """Print what it would cost."""
+        from empirical.devices import resolve_device
+
+        device, costs = resolve_device(self.execution.device), self.check()
+        jobs = self.jobs(device)
+        missing = [job for job in jobs if not (job.path / "done").is_file()]
+        by_setting = dict(zip(self.settings, costs, strict=True))
+        workers = self.workers(device, len(missing))
+        seconds = sum(by_setting[job.experiment].seconds for job in missing) / workers
+        document = {
+            "trainings": len(jobs),
+            "missing": len(missing),
+            "steps": sum(by_setting[job.experiment].steps for job in missing),
+            "seconds": round(seconds, 1),
+            "bytes": workers * max(cost.bytes for cost in costs),
+            "workers": workers,
+            "device": device,
+        }
+        if as_json:
+            print_json(document)
+        else:
+            click.echo(
+                f"{len(jobs)} trainings, {len(missing)} of them missing, {document['steps']} steps; roughly "
+                f"{seconds:.0f} s with {workers} processes on {device}'s host, {document['bytes'] / 2**20:.0f} MiB"
+            )
+        return 0
+
+    def execute(self, as_json: bool) -> int:
+        """Train what is missing; print and return the exit status."""
+        from empirical.devices import resolve_device
+
+        device = resolve_device(self.execution.device)
+        jobs = self.jobs(device)
+        missing = [job for job in jobs if not (job.path / "done").is_file()]
+        if missing:
+            self.check()
+        target = write_sweep(self.execution.out, self.study.name, self.settings, self.seeds)
+        workers = self.workers(device, len(missing))
+        with Progress(len(jobs), workers) as progress:
+            outcomes = run_jobs(
+                jobs,
+                workers=workers,
+                resume=f"empirical resume {shlex.quote(str(target))}",
+                cluster=self.execution.cluster,
+                progress=progress.of_job,
+                finished=progress.finished,
+            )
+        code = print_outcomes(self.study, outcomes, self.varied, [job.experiment for job in jobs], as_json)
+        if not as_json:
+            say(f"written to {target}; see 'compare plot nc {shlex.quote(str(target))} -o nc.pdf'")
+        return code
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """Return (I, N) of "I/N"."""
+    index, slash, number = text.partition("/")
+    if not (slash and index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise RequestError(f"--shard {text!r} is not I/N with 0 <= I < N; write for example 0/4")
+    return int(index), int(number)

@@ -1,0 +1,66 @@
+"""What a training will take, estimated before anything is allocated."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from dataclasses import dataclass
+
+from empirical.experiment import Experiment
+from empirical.schedule import Clock, measuring_steps
+from ufm.errors import RequestError
+
+FLOPS = 2e10  # of one core on small matrices: an estimate within a factor of three is all that is wanted
+STEP_SECONDS = 1.1e-4  # of one step and one layer of a small network, whatever its size
+COPIES = 5  # parameters, gradients, momentum, a checkpoint being written, and one to spare
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters: of the network; steps: of the optimiser; bytes: at the peak; seconds: on one core, roughly."""
+
+    parameters: int
+    steps: int
+    bytes: int
+    seconds: float
+
+
+def cost_of(experiment: Experiment, shape: tuple[int, ...], classes: int, test: int, clock: Clock) -> Cost:
+    """Return the estimate for samples of `shape`; RequestError when it does not fit into this machine's memory."""
+    sizes = layer_sizes(experiment, shape, classes)
+    parameters = sum(weights for weights, _, _ in sizes)
+    products = sum(used for _, used, _ in sizes)
+    activations = sum(values for _, _, values in sizes)
+    looks = len(measuring_steps(experiment.measure_at, clock))
+    passes = 3 * clock.steps * clock.batch + looks * (clock.samples + test)
+    inputs = 4 * math.prod(shape) * (clock.samples + test)
+    batch = max(clock.batch, min(1000, clock.samples))
+    total = 4 * COPIES * parameters + 12 * batch * activations + 2 * inputs
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if total > available:
+        raise RequestError(
+            f"this training needs about {total / 2**30:.0f} GiB, the machine has {available / 2**30:.0f} GiB; "
+            "use a smaller --width, --depth or --batch-size"
+        )
+    seconds = 2 * products * passes / FLOPS + clock.steps * STEP_SECONDS * (len(sizes) + 4)
+    return Cost(parameters, clock.steps, total, seconds)
+
+
+def layer_sizes(experiment: Experiment, shape: tuple[int, ...], classes: int) -> list[tuple[int, int, int]]:
+    """Return (parameters, multiplications per sample, activations per sample) of every layer."""
+    width, depth, head = experiment.width or 0, experiment.depth or 0, experiment.head_depth
+    if experiment.model == "mlp":
+        dims = [math.prod(shape), *[width] * depth, *[width] * (head - 1), classes]
+        return [(a * b + 3 * b, a * b, 3 * b) for a, b in itertools.pairwise(dims)]
+    if experiment.model == "convnet" and len(shape) == 3 and depth <= 8:
+        sizes, (channels, side, other) = [], shape
+        for block in range(depth):
+            wide, side, other = width * 2**block, -(-side // 2), -(-other // 2)
+            weights = 9 * channels * wide
+            sizes.append((weights + 3 * wide, weights * side * other, 3 * wide * side * other))
+            channels = wide
+        dims = [channels] * head + [classes]
+        return sizes + [(a * b + b, a * b, b) for a, b in itertools.pairwise(dims)]
+    pixels = math.prod(shape[1:])  # a ResNet-18 at 32 x 32: 11 million weights, .56 G multiplications
+    return [(11_200_000, 545_000 * pixels, 2_500 * pixels)]

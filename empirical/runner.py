@@ -1,0 +1,255 @@
+"""Many trainings: settings times seeds, in this process, in worker processes or on a dask cluster.
+
+Finished seeds are skipped, lost workers are replaced, and a signal stops everything at the next batch with all of it saved.
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from empirical.experiment import Experiment
+from empirical.studies import study
+from ufm.console import explain, say
+from ufm.errors import RequestError, RunError
+from ufm.identity import DIGITS
+from ufm.interrupt import Interrupted, Stop, stop_on_signals
+from ufm.record import Run, RunWarning, setting_hash
+
+ATTEMPTS = 3  # a lost worker's training is tried again twice
+LOST = "failed: the worker was lost"
+INTERRUPTED = "stopped by a signal"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train: a study's experiment under one seed, into root/study/name-hash/seed-K/."""
+
+    study: str
+    experiment: Experiment
+    seed: int
+    root: str
+    device: str
+    threads: int = 1
+
+    @property
+    def setting_path(self) -> Path:
+        """The folder of the setting."""
+        digits = setting_hash(self.experiment.setting())[:DIGITS]
+        return Path(self.root) / self.study / f"{self.experiment.name}-{digits}"
+
+    @property
+    def path(self) -> Path:
+        """The folder of the seed."""
+        return self.setting_path / f"seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. exit: 0, 1 (failed), 2 (the request was wrong) or 128 + signal; skipped: it was done before."""
+
+    path: str
+    seed: int
+    status: str
+    exit: int
+    skipped: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+def work(job: Job, stop: Stop | None = None, report: Callable[[Any], None] | None = None) -> Outcome:
+    """Do one job, or take up what an earlier process left of it."""
+    if (job.path / "done").is_file():
+        return _outcome(job, Run.open(job.path).read_json("result.json"), skipped=True)
+    import torch
+
+    from ufm.provenance import environment
+
+    torch.set_num_threads(job.threads)
+    described = environment(job.device, seed=job.seed)
+    with Run.create(
+        job.root, job.study, job.experiment.name, job.experiment.setting(), seed=job.seed, environment=described
+    ) as run:
+        if run.done:  # another process finished it meanwhile
+            return _outcome(job, run.read_json("result.json"), skipped=True)
+        train = study(job.study).function("train")
+        result = train(job.experiment, run, device=torch.device(job.device), threads=job.threads, stop=stop, report=report)
+        run.log(result["status"])
+        run.finish(result)
+    return _outcome(job, result)
+
+
+def _outcome(job: Job, result: dict[str, Any], skipped: bool = False) -> Outcome:
+    return Outcome(str(job.path), job.seed, result["status"], 0 if result["ok"] else 1, skipped, result)
+
+
+def attempt(job: Job, stop: Stop | None = None, report: Callable[[Any], None] | None = None) -> Outcome:
+    """Do one job; whatever goes wrong with it is its outcome, so that the others go on."""
+    try:
+        return work(job, stop, report)
+    except Interrupted as stopped:
+        return Outcome(str(job.path), job.seed, INTERRUPTED, 128 + stopped.signum)
+    except (RequestError, RunError, OSError, MemoryError) as error:
+        code, message = explain(error)
+        return Outcome(str(job.path), job.seed, f"failed: {message}", code)
+
+
+# --- all of them ---------------------------------------------------------------------------------------------------
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    resume: str,
+    cluster: str | None = None,
+    progress: Callable[[Job], Callable[[Any], None]] | None = None,
+    finished: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Return one outcome per job, in the jobs' order.
+
+    Args:
+        jobs: what to train; those with a `done` marker are not touched.
+        workers: processes; 1 trains in this one.
+        resume: the command that goes on after a signal.
+        cluster: address of a running dask scheduler, instead of processes here.
+        progress: makes the progress display of one job (in this process only).
+        finished: told of every outcome as it comes.
+
+    Raises: Interrupted after a signal, when everything is saved.
+    """
+    outcomes: dict[Job, Outcome] = {}
+
+    def keep(job: Job, outcome: Outcome) -> None:
+        outcomes[job] = outcome
+        if finished is not None:
+            finished(outcome)
+
+    with stop_on_signals() as stop, warnings_as_lines():
+        if workers == 1 and not cluster:
+            for job in jobs:
+                keep(job, attempt(job, stop, progress(job) if progress else None))
+                if stop:
+                    break
+        else:
+            _in_processes(jobs, workers, cluster, stop, keep)
+        if stop and (len(outcomes) < len(jobs) or any(o.status == INTERRUPTED for o in outcomes.values())):
+            raise Interrupted(stop.signum, resume)
+    return [outcomes[job] for job in jobs]
+
+
+def _in_processes(
+    jobs: Sequence[Job], workers: int, cluster: str | None, stop: Stop, keep: Callable[[Job, Outcome], None]
+) -> None:
+    """Hand the jobs to workers; after a lost worker start those again that have no outcome."""
+    lost = dict.fromkeys(jobs, 0)
+    left = list(jobs)
+    folder = Path(jobs[0].root) if cluster else None  # seen by every machine of a cluster
+    while left and not stop:
+        with tempfile.TemporaryDirectory(prefix=".ufm-", dir=folder) as scratch, _told(stop, Path(scratch)):
+            done: set[int] = set()
+            try:
+                for number, outcome in _dispatch(left, workers, cluster, scratch):
+                    done.add(number)
+                    if outcome.status != INTERRUPTED:
+                        keep(left[number], outcome)
+            except BrokenProcessPool:
+                for number, job in enumerate(left):
+                    begun = (Path(scratch) / f"begun-{number}").exists()
+                    lost[job] += begun and number not in done
+                    if lost[job] >= ATTEMPTS and number not in done:
+                        done.add(number)
+                        keep(job, Outcome(str(job.path), job.seed, LOST, 1))
+                if not stop:
+                    say("warning: a worker process was lost; its trainings go on from their last checkpoints")
+            left = [job for number, job in enumerate(left) if number not in done]
+
+
+def _dispatch(jobs: Sequence[Job], workers: int, cluster: str | None, scratch: str) -> Iterator[tuple[int, Outcome]]:
+    import joblib
+
+    tasks = (joblib.delayed(_in_worker)(number, job, scratch) for number, job in enumerate(jobs))
+    if cluster:
+        from distributed import Client
+
+        with Client(cluster), joblib.parallel_config(backend="dask"):
+            yield from joblib.Parallel(return_as="generator_unordered")(tasks)
+        return
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1, initializer=_ignore_interrupts):
+        yield from joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole process group; an idle worker must not die of it and take the others with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _in_worker(number: int, job: Job, scratch: str) -> tuple[int, Outcome]:
+    with stop_on_signals() as stop, warnings_as_lines():
+        watch = FileStop(stop, Path(scratch) / "stop")
+        if watch:
+            return number, Outcome(str(job.path), job.seed, INTERRUPTED, 128 + watch.signum)
+        (Path(scratch) / f"begun-{number}").touch()
+        return number, attempt(job, watch)
+
+
+class FileStop(Stop):
+    """A Stop that also turns true when the parent process wrote the file `path`."""
+
+    def __init__(self, own: Stop, path: Path, seconds: float = 0.1) -> None:
+        self.own, self.path, self.seconds, self.next = own, path, seconds, 0.0
+        super().__init__()
+
+    def __bool__(self) -> bool:
+        if self.own.signum:
+            self.signum = self.own.signum
+        elif not self.signum and time.monotonic() > self.next:
+            self.next = time.monotonic() + self.seconds
+            if self.path.exists():
+                self.signum = int(self.path.read_text() or signal.SIGTERM)
+        return self.signum != 0
+
+
+@contextmanager
+def _told(stop: Stop, scratch: Path) -> Iterator[None]:
+    """While this lasts, a thread writes the file `stop` as soon as a signal has arrived."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            if stop:
+                (scratch / "stop.new").write_text(str(stop.signum))
+                (scratch / "stop.new").rename(scratch / "stop")
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show the warnings of run folders as one line on stderr, without the place in the code."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, RunWarning):
+                say(f"warning: {message}")
+            else:
+                shown(message, category, *rest, **named)
+
+        warnings.showwarning = show
+        yield

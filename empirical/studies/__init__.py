@@ -1,0 +1,42 @@
+"""The studies: what is trained and what is looked at. One file per study, one line per name; no torch until one runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ufm.tables import Entry, load
+
+STUDIES = {
+    "collapse": Entry("empirical.studies.collapse:STUDY", "neural collapse on train and on test while a network is trained"),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's name, its options and its two functions, named by "module:function" so that listing imports no torch.
+
+    spec: a dataclass of options, `Experiment` or a subclass.
+    check: (experiment, seed) -> Cost; every wrong request is found here, before anything is written.
+    train: (experiment, run, *, device, threads, stop, report) -> the run's result.
+    columns: of the result's final values, for the printed table: heading -> "split/layer/centres/metric".
+    examples: two command lines and how long they take, for `--help`.
+    """
+
+    name: str
+    summary: str
+    spec: type
+    check: str
+    train: str
+    columns: dict[str, str]
+    examples: tuple[str, str]
+
+    def function(self, which: str) -> Callable[..., Any]:
+        """Import and return `check` or `train`."""
+        return load({which: Entry(getattr(self, which), "")}, which, "function")
+
+
+def study(name: str) -> Study:
+    """Return the study `name`; RequestError with a suggestion when there is none."""
+    return load(STUDIES, name, "study")
