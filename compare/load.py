@@ -1,0 +1,279 @@
+"""Read run folders into one flat table, leaving nothing out in silence.
+
+What is unfinished, corrupt or diverged is listed in `Table.excluded` with a sentence; a torn last line is dropped with a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compare import pair, papers
+from compare.rows import COLUMNS, Cell, Excluded, Table, table_of
+from ufm import files, identity
+from ufm.errors import RequestError, RunError
+
+METRICS, MARKER = "metrics.jsonl", "done"
+# A cell of a theory sweep that did not reach its optimum says nothing of the optimum: only these prefixes are compared.
+REACHED = ("converged", "the zero solution", "ok", "done", "finished", "exact")
+
+
+def load(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Table:
+    """Return the flat table of every run found under `paths` (roots, run folders or seed folders).
+
+    Measured rows of trainings (`seed-K/metrics.jsonl`) and cells of theory sweeps (`cells*.jsonl`), each with what theory
+    predicts for it where it does (columns `predicted`, `assumption`, `reference`; see `compare.pair`).
+
+    Raises:
+        RequestError: a path does not exist, or no run is found below the paths.
+    """
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    reader = _Reader()
+    for path in map(Path, given):
+        if not path.exists():
+            raise RequestError(f"{path}: no such folder; name a run folder or the folder that holds the runs")
+        found = list(find_settings(path))
+        if not found:
+            raise RequestError(f"{path}: no run below it (no config.json); name a folder written by `ufm` or `empirical`")
+        for folder, seed in found:
+            reader.read_setting(folder, seed)
+    return pair.attach(reader.table())
+
+
+def find_settings(path: Path) -> Iterator[tuple[Path, int | None]]:
+    """Yield (setting folder, None), or (setting folder, seed) where `path` is one seed's folder, sorted by name."""
+    seed = _seed_of(path.name)
+    if seed is not None and not (path / "config.json").exists() and (path.parent / "config.json").exists():
+        yield path.parent, seed
+        return
+    if (path / "config.json").exists():
+        yield path, None
+        return
+    with os.scandir(path) as entries:
+        below = sorted(e.name for e in entries if e.is_dir(follow_symlinks=True))
+    for name in below:
+        yield from find_settings(path / name)
+
+
+def _seed_of(name: str) -> int | None:
+    text = name.removeprefix("seed-")
+    return int(text) if text != name and text.isdecimal() else None
+
+
+@dataclass
+class _Reader:
+    """Gathers columns over many folders."""
+
+    columns: dict[str, list[Any]] = field(
+        default_factory=lambda: {n: [] for n in COLUMNS if n not in ("assumption", "reference")}
+    )
+    cells: dict[str, Cell] = field(default_factory=dict)
+    excluded: list[Excluded] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def table(self) -> Table:
+        return table_of(self.columns, self.cells, self.excluded, self.warnings)
+
+    def read_setting(self, folder: Path, only_seed: int | None) -> None:
+        folder = folder.resolve()
+        name = self._free_name(folder)
+        try:
+            document = identity.read_document(folder)
+        except (RunError, OSError) as error:
+            self.excluded.append(Excluded(name, -1, str(error).replace(f"{folder}{os.sep}", "")))
+            return
+        environment = self._json(folder / "env.json") or {}
+        seeds = {s: p for p in folder.iterdir() if (s := _seed_of(p.name)) is not None and p.is_dir()}
+        if only_seed is not None:
+            seeds = {only_seed: folder / f"seed-{only_seed}"}
+        cell = Cell(name, document["system"], str(folder), document["setting"], environment)
+        sheets = sorted(folder.glob("cells*.jsonl"))
+        if not seeds and not sheets:
+            self.excluded.append(Excluded(name, -1, "no seed folder and no cells: the run has not started"))
+        if seeds:
+            self._read_seeds(cell, seeds)
+        for sheet in sheets:
+            self._read_sweep(cell, sheet)
+
+    def _free_name(self, folder: Path) -> str:
+        """Two copies of one run (on two machines, say) stay two cells."""
+        name, number = folder.name, 2
+        while name in self.cells:
+            name, number = f"{folder.name}~{number}", number + 1
+        return name
+
+    # --- trainings ---
+
+    def _read_seeds(self, cell: Cell, seeds: Mapping[int, Path]) -> None:
+        paper, results, read = papers.paper_of(cell.system, cell.config), {}, []
+        environment = dict(cell.environment)
+        for seed, folder in sorted(seeds.items()):
+            result = self._json(folder / "result.json") or {}
+            problem = self._why_not(folder, result) or self._read_metrics(cell.name, paper, seed, folder)
+            if problem:
+                self.excluded.append(Excluded(cell.name, seed, problem))
+                continue
+            read.append(seed)
+            results[seed] = result
+            environment = environment or self._json(folder / "env.json") or {}
+        self.cells[cell.name] = Cell(cell.name, cell.system, cell.path, cell.config, environment, tuple(read), results)
+
+    def _why_not(self, folder: Path, result: Mapping[str, Any]) -> str:
+        """Return why a seed is left out, or ''."""
+        if not (folder / METRICS).exists():
+            return f"{METRICS} is missing"
+        status = str(result.get("status", ""))
+        if status.startswith(("diverged", "failed")):
+            return status
+        if not (folder / MARKER).exists():
+            return "unfinished: no `done` marker; `empirical resume` continues it"
+        return ""
+
+    def _read_metrics(self, cell: str, paper: str, seed: int, folder: Path) -> str:
+        """Append one seed's rows; return a sentence when a line in the middle is corrupt (then nothing is appended)."""
+        rows, problem = self._lines(folder / METRICS)
+        if problem:
+            return problem
+        try:
+            fresh: dict[str, list[Any]] = {
+                "paper": [paper] * len(rows),
+                "cell": [cell] * len(rows),
+                "seed": [int(r.get("seed", seed)) for r in rows],
+                "epoch": [_whole(r.get("epoch")) for r in rows],
+                "step": [_whole(r.get("step")) for r in rows],
+                "split": [r.get("split") or "" for r in rows],
+                "layer": [r.get("layer") or "" for r in rows],
+                "centres": [r.get("centres") or "" for r in rows],
+                "measure": [r["metric"] for r in rows],
+                "value": [_real(r["value"]) for r in rows],
+                "predicted": [float("nan")] * len(rows),
+                "flag": [r.get("flag") or "" for r in rows],
+                "reason": [r.get("reason") or "" for r in rows],
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return f"{METRICS} has a line that is not a measured row ({type(error).__name__}: {error})"
+        for name, column in fresh.items():
+            self.columns[name] += column
+        return ""
+
+    # --- theory sweeps ---
+
+    def _read_sweep(self, cell: Cell, sheet: Path) -> None:
+        rows, problem = self._lines(sheet)
+        if problem:
+            self.excluded.append(Excluded(cell.name, -1, problem))
+            return
+        paper = papers.paper_of(cell.system, cell.config)
+        for index, row in enumerate(rows):
+            name = f"{cell.name}#{row.get('cell', row.get('index', index))}"
+            status = str(row.get("status", ""))
+            seed = _whole(row.get("seed", (row.get("parameters") or {}).get("seed")))
+            if status and not status.startswith(REACHED):
+                self.excluded.append(Excluded(name, seed, status))
+                continue
+            if name not in self.cells:
+                config = {**cell.config, **(row.get("parameters") or {})}
+                self.cells[name] = Cell(name, cell.system, cell.path, config, cell.environment, (seed,))
+            predicted = _flat(row.get("prediction"))
+            for measure, value in _sweep_values(row).items():
+                fresh = (paper, name, seed, -1, -1, "theory", "penultimate", "self", measure, value)
+                for column, item in zip(
+                    ("paper", "cell", "seed", "epoch", "step", "split", "layer", "centres", "measure", "value"),
+                    fresh,
+                    strict=True,
+                ):
+                    self.columns[column].append(item)
+                self.columns["predicted"].append(predicted.get(measure, float("nan")))
+                self.columns["flag"].append("")
+                self.columns["reason"].append("")
+
+    # --- files ---
+
+    def _json(self, path: Path) -> Any:
+        """Return the document, or None where the file is missing or not JSON (said once by the caller or as a warning)."""
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self.warnings.append(f"{path.parent.name}/{path.name}: not readable ({type(error).__name__})")
+            return None
+
+    def _lines(self, path: Path) -> tuple[list[dict[str, Any]], str]:
+        """Return the rows of a JSON-lines file and '' or a sentence; a torn last line is dropped with a warning."""
+        try:
+            data = files.read_bytes(path)
+        except (OSError, RunError) as error:
+            return [], f"{path.name}: {getattr(error, 'strerror', None) or error}"
+        damage = _damage(path.parent, path.name, data)
+        if damage:
+            return [], damage
+        whole, _, torn = data.rpartition(b"\n")
+        if torn:
+            self.warnings.append(f"{path.parent.name}/{path.name}: a torn last line of {len(torn)} bytes was left out")
+        lines = whole.split(b"\n") if whole else []
+        try:
+            rows = json.loads(
+                b"[" + b",".join(lines) + b"]", parse_constant=_no_constant
+            )  # one call is three times as fast as one per line
+        except ValueError:
+            bad = next((i for i, line in enumerate(lines, 1) if not _is_json(line)), 1)
+            return [], f"{path.name} is corrupt at line {bad}"
+        if len(rows) != len(lines) or not all(isinstance(row, dict) for row in rows):
+            return [], f"{path.name} has a line that is not one JSON object"
+        return rows, ""
+
+
+def _damage(folder: Path, file: str, data: bytes) -> str:
+    """Return a sentence when a file is not the one the manifest was written for."""
+    try:
+        sealed = identity.read_manifest(folder).get(file)
+        if sealed is not None:
+            identity.check_sealed(Path(file), data, sealed)
+    except (RunError, OSError) as error:
+        return str(error).replace(f"{folder}{os.sep}", "")
+    return ""
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not strict JSON")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line, parse_constant=_no_constant)
+    except ValueError:
+        return False
+    return True
+
+
+def _whole(value: Any) -> int:
+    return -1 if value is None else int(value)
+
+
+def _real(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _flat(record: Any) -> dict[str, float]:
+    """Return the numbers of a (nested) record: {"nc": {"1": .2}} -> {"1": .2}."""
+    numbers: dict[str, float] = {}
+    for key, value in (record or {}).items() if isinstance(record, Mapping) else ():
+        if isinstance(value, Mapping):
+            numbers.update(_flat(value))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[str(key)] = float(value)
+    return numbers
+
+
+def _sweep_values(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return what one cell of a sweep measured: its loss, its certificate's gap and its measures."""
+    values = {"loss": row["loss"]} if isinstance(row.get("loss"), (int, float)) else {}
+    certificate = row.get("certificate")
+    if isinstance(certificate, Mapping) and isinstance(certificate.get("gap"), (int, float)):
+        values["certificate_gap"] = certificate["gap"]
+    return {**values, **_flat(row.get("measures"))}

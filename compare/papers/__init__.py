@@ -1,0 +1,237 @@
+"""One TOML file per paper: its claims, the cells that test them, the tolerances and seeds registered before any run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ufm.errors import RequestError
+from ufm.spec import read_toml
+from ufm.tables import Entry, find, suggest
+
+# Adding a paper: its TOML file beside this one, and one line here.
+PAPERS: dict[str, Entry] = {
+    "hui2022": Entry(
+        "hui2022.toml",
+        "train features collapse, test features do not",
+        "balanced classes; batch norm; the terminal phase is reached",
+        "hui2022",
+    ),
+    "general": Entry(
+        "general.toml",
+        "what must hold for every measured network: the test floor and the test identity",
+        "affinely independent train means (rank K-1)",
+        "derived",
+    ),
+}
+SCALES = ("demo", "laptop", "gpu")
+KINDS = ("equivalence", "ratio", "bound", "identity")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One measured number: which measure, of which split, layer, centres and epoch ("last", "all" or a number)."""
+
+    measure: str
+    split: str = "train"
+    layer: str = "penultimate"
+    centres: str = "self"
+    epoch: str | int = "last"
+    factor: float = 1.0
+
+    def __str__(self) -> str:
+        scale = "" if self.factor == 1 else f"{self.factor:g} x "
+        when = "" if self.epoch == "last" else f", epoch {self.epoch}" if self.epoch != "all" else ", every epoch"
+        return f"{scale}{self.measure} ({self.split}, {self.layer}, {self.centres} centres{when})"
+
+    def changed(self, changes: Mapping[str, Any]) -> Quantity:
+        """Return the quantity with some of its fields replaced."""
+        known = {f.name for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{k: v for k, v in changes.items() if k in known})
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that a measurement can contradict, written down before the measurement.
+
+    kind "equivalence": `value` lies within `predicted` +- `tolerance` (two one-sided tests over seeds); `null` changes the
+    quantity into one where nothing is to be found, and the tolerance must be at most a third of its 1 % quantile.
+    kind "ratio": `value` / `over` is at least `least` in the geometric mean (one-sided test) and `least_each` in every seed.
+    kind "bound": `value` >= `over` at every measured point. kind "identity": `value` = the sum of `terms` at every point.
+    `control` changes quantities (by epoch, split, ...) or the claim's numbers into a case that must deviate.
+    """
+
+    name: str
+    text: str
+    kind: str
+    value: Quantity
+    cell: str = "*"  # a cell of the paper's scale; "*": any training
+    scales: tuple[str, ...] = SCALES
+    over: Quantity | float = 1.0
+    terms: tuple[Quantity, ...] = ()
+    predicted: float = 0.0
+    tolerance: float = 0.0
+    least: float = 1.0
+    least_each: float = 0.0
+    log: bool = False
+    null: Mapping[str, Any] | None = None
+    seeds_needed: int = 5  # a bound that is a theorem may be checked on one network
+    control: Mapping[str, Any] = field(default_factory=dict)
+    control_text: str = ""
+    assumption: str = ""
+    reference: str = ""
+
+    def controlled(self) -> Claim:
+        """Return the negative control of the claim: the same statement where it must fail."""
+        own = {"predicted", "tolerance", "least", "least_each", "terms"}
+        change = dict(self.control)
+        changes: dict[str, Any] = {k: v for k, v in change.items() if k in own}
+        if "terms" in changes:
+            changes["terms"] = tuple(t for t in self.terms if t.measure in changes["terms"])
+        over = self.over
+        if isinstance(over, Quantity):
+            over = over.changed({**change, "factor": change.get("over_factor", over.factor)})
+        value = self.value.changed({k: v for k, v in change.items() if k != "factor"})
+        return dataclasses.replace(self, name=f"{self.name}-control", value=value, over=over, null=None, control={}, **changes)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the trainings are: cells (name -> {"study": ..., "options": {...}}) and the registered seeds."""
+
+    name: str
+    cells: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's claims as data. `version` rises whenever a claim, a tolerance or a setting changes."""
+
+    name: str
+    version: int
+    title: str
+    reference: str
+    claims: tuple[Claim, ...]
+    scales: dict[str, Scale] = field(default_factory=dict)
+    figures: tuple[str, ...] = ()
+    note: str = ""
+
+    def scale(self, name: str) -> Scale:
+        """Return one scale; RequestError where the paper has none of that name."""
+        if name not in self.scales:
+            raise RequestError(f"{self.name} has no scale {name!r}; {suggest(name, self.scales)}")
+        return self.scales[name]
+
+
+@functools.cache
+def paper(name: str) -> Paper:
+    """Return the paper of that name, or the one in a file that ends in .toml; RequestError with a suggestion otherwise."""
+    path = Path(name)
+    if path.suffix == ".toml" and name not in PAPERS:
+        return read_paper(path)
+    return read_paper(Path(__file__).with_name(find(PAPERS, name, "paper").target))
+
+
+def read_paper(path: Path) -> Paper:
+    """Read and check one paper's TOML file; RequestError naming the file, the key and the rule."""
+    document = read_toml(path)
+    where = path.name
+    try:
+        claims = tuple(_claim(where, record) for record in document["claims"])
+        scales = {name: _scale(where, name, record) for name, record in document.get("scales", {}).items()}
+        result = Paper(
+            name=str(document["name"]),
+            version=int(document["version"]),
+            title=str(document["title"]),
+            reference=str(document.get("reference", "")),
+            claims=claims,
+            scales=scales,
+            figures=tuple(document.get("figures", ())),
+            note=str(document.get("note", "")),
+        )
+    except KeyError as missing:
+        raise RequestError(f"{where}: the key {missing} is missing; see compare/papers/hui2022.toml for an example") from None
+    names = [claim.name for claim in claims]
+    if len(set(names)) != len(names):
+        raise RequestError(f"{where}: two claims have the same name; give each its own")
+    return result
+
+
+def _known(where: str, what: str, record: Mapping[str, Any], known: set[str]) -> None:
+    for key in record:
+        if key not in known:
+            raise RequestError(f"{where}: unknown key {key!r} in {what}; {suggest(key, known)}")
+
+
+def _quantity(where: str, record: Any) -> Quantity | float:
+    if isinstance(record, (int, float)) and math.isfinite(record):
+        return float(record)
+    if not isinstance(record, Mapping):
+        raise RequestError(f"{where}: {record!r} is not a quantity; write {{ measure = ... }} or a number")
+    _known(where, "a quantity", record, {f.name for f in dataclasses.fields(Quantity)})
+    return Quantity(**record)
+
+
+def _claim(where: str, record: Mapping[str, Any]) -> Claim:
+    _known(where, "a claim", record, {f.name for f in dataclasses.fields(Claim)})
+    if record["kind"] not in KINDS:
+        raise RequestError(f"{where}: unknown kind {record['kind']!r}; {suggest(record['kind'], KINDS)}")
+    value = _quantity(where, record["value"])
+    if not isinstance(value, Quantity):
+        raise RequestError(f"{where}: the value of claim {record['name']!r} is a number; name a measured quantity")
+    converted = {
+        **record,
+        "value": value,
+        "over": _quantity(where, record.get("over", 1.0)),
+        "terms": tuple(_quantity(where, term) for term in record.get("terms", ())),
+        "scales": tuple(record.get("scales", SCALES)),
+    }
+    if not record.get("control"):
+        raise RequestError(f"{where}: claim {record['name']!r} has no control; say where it must fail, or it cannot be tested")
+    return Claim(**converted)
+
+
+def _scale(where: str, name: str, record: Mapping[str, Any]) -> Scale:
+    _known(where, f"scales.{name}", record, {"cells", "seeds", "summary"})
+    if name not in SCALES:
+        raise RequestError(f"{where}: unknown scale {name!r}; {suggest(name, SCALES)}")
+    cells = {key: {"study": cell["study"], "options": dict(cell.get("options", {}))} for key, cell in record["cells"].items()}
+    return Scale(name, cells, tuple(int(s) for s in record["seeds"]), str(record.get("summary", "")))
+
+
+# --- which paper a run belongs to ----------------------------------------------------------------------------------
+
+
+def fits(cell: Mapping[str, Any], system: str, setting: Mapping[str, Any]) -> bool:
+    """Whether a run of `system` with the resolved `setting` is this cell: the study and every option named agree."""
+    return cell["study"] == system and all(
+        key in setting and _same(wanted, setting[key]) for key, wanted in ((_key(k), v) for k, v in cell["options"].items())
+    )
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _same(wanted: Any, found: Any) -> bool:
+    if isinstance(wanted, (int, float)) and isinstance(found, (int, float)):
+        return math.isclose(wanted, found, rel_tol=1e-12)
+    if isinstance(found, (list, tuple)) and not isinstance(wanted, (list, tuple)):
+        return list(found) == [wanted] or ",".join(map(str, found)) == str(wanted)
+    return wanted == found or str(wanted) == str(found)
+
+
+def paper_of(system: str, setting: Mapping[str, Any]) -> str:
+    """Return the name of the shipped paper one of whose cells this run is, or ''."""
+    for name in PAPERS:
+        for scale in paper(name).scales.values():
+            if any(fits(cell, system, setting) for cell in scale.cells.values()):
+                return name
+    return ""

@@ -1,0 +1,192 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic_runs import write_training
+
+from compare.load import load
+from compare.papers import Claim, Quantity, paper
+from compare.rows import table_of
+from compare.statistics import bootstrap_error, holm, lower_quantile, mean_over_seeds, proportion_error
+from compare.verdict import AGREES, DEVIATES, NOT_RUN, UNDECIDED, judge, judge_claim, summary
+
+
+def table_with(values, *, null=None, other=None, split="train", measure="nc1_pinv", epoch=10):
+    """One value per seed at the last epoch, and optionally one at epoch 0 and one of another measure."""
+    rows = [(s, epoch, measure, v, split) for s, v in enumerate(values)]
+    rows += [(s, 0, measure, v, split) for s, v in enumerate([] if null is None else null)]
+    rows += [(s, epoch, "other", v, split) for s, v in enumerate([] if other is None else other)]
+    seed, epochs, measures, value, splits = zip(*rows, strict=True)
+    number = len(rows)
+    return table_of(
+        {"seed": seed, "epoch": epochs, "measure": measures, "value": value, "split": splits, "cell": ["c"] * number,
+         "layer": ["penultimate"] * number, "centres": ["self"] * number}
+    )  # fmt: skip
+
+
+EQUIVALENCE = Claim(
+    "0", "", "equivalence", Quantity("nc1_pinv"), predicted=0, tolerance=0.01, log=True, null={"epoch": 0}, control={"epoch": 0}
+)  # fmt: skip
+NULL = [1.0, 1.1, 0.9, 1.2, 1.0]
+
+
+@pytest.mark.parametrize(
+    "values, wanted",
+    [
+        ([0.001, 0.002, 0.001, 0.003, 0.002], AGREES),
+        ([0.1, 0.2, 0.1, 0.3, 0.2], DEVIATES),
+        ([0.005, 0.02, 0.004, 0.03, 0.008], UNDECIDED),
+        ([0.001, 0.002, 0.001, 0.003], UNDECIDED),  # four seeds
+    ],
+)
+def test_equivalence_to_zero(values, wanted):
+    assert judge_claim(table_with(values, null=NULL), EQUIVALENCE).verdict == wanted
+
+
+def test_the_interval_is_student_t_of_the_logs():
+    values = [0.001, 0.002, 0.001, 0.003, 0.002]
+    made = judge_claim(table_with(values, null=NULL), EQUIVALENCE)
+    low, high = stats.t.interval(0.9, 4, loc=np.mean(np.log(values)), scale=stats.sem(np.log(values)))
+    assert made.low == pytest.approx(math.exp(low)) and made.high == pytest.approx(math.exp(high))
+    assert made.p == pytest.approx(stats.ttest_1samp(np.log(values), math.log(0.01), alternative="less").pvalue)
+
+
+def test_a_tolerance_that_noise_meets_is_not_distinguishable_from_random():
+    made = judge_claim(table_with([0.001] * 4 + [0.002], null=[0.02, 0.03, 0.02, 0.025, 0.03]), EQUIVALENCE)
+    assert made.verdict == UNDECIDED and "not distinguishable from random" in made.reason
+
+
+def test_agreement_needs_a_null_that_was_measured_and_a_control_that_deviates():
+    assert "null was not measured" in judge_claim(table_with([0.001] * 4 + [0.002]), EQUIVALENCE).reason
+    same = dataclasses.replace(EQUIVALENCE, control={"epoch": "last"}, control_text="the same states")
+    made = judge_claim(table_with([0.001] * 4 + [0.002], null=NULL), same)
+    assert made.verdict == UNDECIDED and "control (the same states) does not deviate" in made.reason
+
+
+@pytest.mark.parametrize(
+    "planted, wanted",
+    [(2.0, AGREES), (2.5, DEVIATES), (1.5, DEVIATES), (2.1, UNDECIDED)],
+)
+def test_a_planted_wrong_prediction_turns_the_verdict(planted, wanted):
+    value = Quantity("nc1_pinv")
+    claim = Claim("2", "", "equivalence", value, predicted=planted, tolerance=0.1, null={"epoch": 0}, control={"predicted": 9.0})
+    values = [2.01, 1.98, 2.02, 1.97, 2.02]
+    assert judge_claim(table_with(values, null=[12.0, 11.0, 13.0, 12.5, 11.5]), claim).verdict == wanted
+
+
+RATIO = Claim("gap", "", "ratio", Quantity("nc1_pinv"), over=Quantity("other"), least=10, least_each=4, control={"epoch": 0})
+
+
+@pytest.mark.parametrize(
+    "ratios, wanted",
+    [
+        ([20, 25, 18, 30, 22], AGREES),
+        ([5, 6, 5, 4.5, 5.5], DEVIATES),
+        ([8, 14, 9, 13, 11], UNDECIDED),
+        ([60, 70, 50, 3, 65], DEVIATES),  # one seed below 4
+    ],
+)
+def test_ratio(ratios, wanted):
+    table = table_with(np.array(ratios) * 0.1, other=[0.1] * 5)
+    assert judge_claim(table, dataclasses.replace(RATIO, control={"least": 1e6})).verdict == wanted
+
+
+def test_the_test_sample_widens_the_interval():
+    few = table_with([0.02, 0.021, 0.02, 0.019, 0.02], split="test", measure="ncc_error")
+    claim = Claim(
+        "error", "", "ratio", Quantity("ncc_error", "test"), over=0.017, least=1.0, control={"least": 1e3}
+    )  # fmt: skip
+    assert judge_claim(few, claim).verdict == AGREES
+    sized = {name: list(few[name]) for name in ("seed", "epoch", "measure", "value", "split", "cell", "layer", "centres")}
+    for seed in range(5):
+        for name, value in zip(sized, (seed, 10, "samples", 300.0, "test", "c", "network", ""), strict=True):
+            sized[name].append(value)
+    made = judge_claim(table_of(sized), claim)
+    assert made.verdict == UNDECIDED and made.low < 0.6 and made.high > 1.6
+
+
+def test_demo_claims_on_collapsed_runs_all_agree_and_every_control_deviates(tmp_path):
+    write_training(tmp_path)
+    verdicts = judge(load(tmp_path), paper("hui2022"), "demo")
+    assert {v.claim.name: v.verdict for v in verdicts} == dict.fromkeys(
+        ["train-collapse", "train-test-gap", "test-stays-above", "test-floor", "test-identity"], AGREES
+    )
+    assert all(v.control.verdict == DEVIATES for v in verdicts)
+    assert summary(verdicts) == "5 agree, 0 deviate, 0 undecided, 0 not run"
+
+
+@pytest.mark.parametrize(
+    "numbers, claim",
+    [
+        ({"train_end": 0.05}, "train-collapse"),
+        ({"test_end": 0.001, "error": 1e-4}, "test-stays-above"),
+        ({"test_end": 0.001, "error": 1e-4}, "train-test-gap"),
+        ({"test_end": 0.003, "error": 0.02}, "test-floor"),
+    ],
+)
+def test_demo_claims_deviate_where_the_numbers_contradict_them(tmp_path, numbers, claim):
+    write_training(tmp_path, **numbers)
+    verdicts = {v.claim.name: v for v in judge(load(tmp_path), paper("hui2022"), "demo")}
+    assert verdicts[claim].verdict == DEVIATES
+
+
+def test_only_registered_seeds_are_judged_and_missing_runs_are_not_run(tmp_path):
+    write_training(tmp_path, seeds=range(3, 9))
+    verdicts = judge(load(tmp_path), paper("hui2022"), "demo")
+    assert all(v.seeds == (3, 4) and v.verdict == UNDECIDED for v in verdicts)
+    other = tmp_path / "other"
+    write_training(other, setting={"dataset": "mnist5k"})
+    assert all(v.verdict == NOT_RUN for v in judge(load(other), paper("hui2022"), "demo"))
+
+
+def test_a_broken_identity_deviates_and_names_the_point(tmp_path):
+    folder = write_training(tmp_path)
+    table = load(folder)
+    values = table.data["value"].copy()
+    where = np.flatnonzero(table.mask(measure="nc1_pinv_cross", seed=2, epoch=10))[0]
+    values[where] += 1e-3
+    verdicts = {v.claim.name: v for v in judge(table.with_columns(value=values), paper("hui2022"), "demo")}
+    assert verdicts["test-identity"].verdict == DEVIATES and "seed 2, epoch 10" in verdicts["test-identity"].reason
+
+
+def test_the_floor_is_not_asked_where_the_means_have_low_rank(tmp_path):
+    table = load(write_training(tmp_path))
+    values = table.data["value"].copy()
+    values[table.mask(measure="nc1_pinv_between")] *= 0.7
+    values[table.mask(measure="nc1_pinv_strong", epoch=100)] = 1e-6
+    made = {v.claim.name: v for v in judge(table.with_columns(value=values), paper("hui2022"), "demo")}["test-floor"]
+    assert made.verdict == NOT_RUN and "20 points with means of rank below K-1 left out" in made.reason
+
+
+def test_general_claims_judge_any_run_even_of_one_seed(tmp_path):
+    write_training(tmp_path, seeds=[7], setting={"dataset": "own"}, name="own")
+    verdicts = judge(load(tmp_path), paper("general"))
+    assert [v.verdict for v in verdicts] == [AGREES, AGREES]
+
+
+def test_holm_turns_a_marginal_agreement_into_undecided():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+
+
+def test_mean_over_seeds_joins_seed_and_sample_variance():
+    plain = mean_over_seeds([1.0, 2.0, 3.0])
+    assert plain.deviation == pytest.approx(stats.sem([1, 2, 3])) and plain.freedom == 2
+    joined = mean_over_seeds([1.0, 2.0, 3.0], test_errors=[1.0, 1.0, 1.0])
+    assert joined.deviation == pytest.approx(math.sqrt(1 / 3 + 1)) and joined.freedom == pytest.approx(2 * 16)
+
+
+def test_bootstrap_error_of_a_mean_is_its_standard_error():
+    sample = np.random.default_rng(0).standard_normal(400)
+    assert bootstrap_error(sample) == pytest.approx(stats.sem(sample), rel=0.1)
+    assert bootstrap_error(sample) == bootstrap_error(sample)
+
+
+def test_small_statistics():
+    assert proportion_error(0.5, 10_000) == pytest.approx(0.005, rel=1e-2)
+    assert proportion_error(0.0, 100) > 0
+    draws = np.exp(np.random.default_rng(1).standard_normal(5000))
+    assert lower_quantile(draws) == pytest.approx(np.quantile(draws, 0.01))
+    assert lower_quantile(draws[:50]) == pytest.approx(math.exp(stats.norm.ppf(0.01)), rel=0.5)
