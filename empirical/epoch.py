@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,47 @@ import torch
 from torch import Tensor, nn
 
 from empirical.features import Plan, classifier_weight, plan_layers
+from empirical.rows import Rows
 from empirical.store import Batches, Loss, Stored, collect, first_inputs, full_float32, network_of
 from ufm.errors import RequestError
+from ufm.measure import ClassMoments, collapse
 from ufm.seeds import stream
+
+
+def measure(
+    model: nn.Module,
+    train_loader: Batches,
+    test_loader: Batches,
+    layers: str | Sequence[str] = "all",
+    *,
+    device: str = "auto",
+    classes: int | None = None,
+    classifier: str | None = None,
+    match_counts: bool = False,
+    seed: int = 0,
+) -> Rows:
+    """Measure anybody's network: every measure, every layer, on train and on test.
+
+    Args:
+        model: any torch network that maps a batch of inputs to logits (n, K); nothing of it is changed.
+        train_loader, test_loader: iterables of (inputs, labels) batches that can be gone through again, such as a
+            DataLoader or a list. Labels are integers 0..K-1; leave augmentation out of them.
+        layers: "all" (input, every block, penultimate, logits), "last" (penultimate) or names; see `empirical.features`.
+        device: where the model is; "auto" asks the model.
+        classes: K, checked against the network's outputs; None takes the outputs.
+        classifier: the path of the module that maps features to logits; None finds the last linear layer.
+        match_counts: measure train on a subsample with test's class counts; seed: of that subsample.
+
+    Returns: rows, a list of dicts {"split", "layer", "centres", "metric", "value"}; `print(rows)` shows a table,
+        `rows.value("nc1_pinv", split="train")` one number.
+
+    Raises: RequestError (a ValueError) for what cannot be measured; RunError when the network's values are not finite.
+    """
+    network, where = network_of(model, device)
+    plan = plan_layers(network, first_inputs(network, train_loader, where), layers, classifier)
+    if classes is not None and classes != plan.outputs:
+        raise RequestError(f"classes is {classes}, but the network has {plan.outputs} outputs; leave classes out")
+    return Rows(measure_network(network, train_loader, test_loader, layers=plan, match_counts=match_counts, seed=seed))
 
 
 def measure_network(
@@ -106,8 +144,6 @@ def layer_rows(
     names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one layer's rows: `train` and `test` are (features (N, d), labels (N,))."""
-    from ufm.measure import ClassMoments, collapse
-
     with full_float32():
         reference = ClassMoments.of(*train, classes=classes)
         own = matched(*train, test[1], classes, seed) if match_counts else train
@@ -130,11 +166,3 @@ def matched(features: Tensor, labels: Tensor, other: Tensor, classes: int, seed:
     if not len(chosen):
         raise RequestError("match_counts: train and test have no class in common; leave it out")
     return features[chosen], labels[chosen]
-
-
-def values(rows: Sequence[Mapping[str, Any]], metric: str, split: str = "train", layer: str = "penultimate") -> float | None:
-    """Return one metric's value of measured rows; None where it does not exist."""
-    for row in rows:
-        if (row["metric"], row["split"], row["layer"]) == (metric, split, layer):
-            return row["value"]
-    return None

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from empirical.epoch import layer_rows
 from empirical.store import SHARE, free_memory
+from empirical.tensors import head_arrays, layer_tensors
 from ufm.errors import RequestError
 from ufm.tables import suggest
 
@@ -67,9 +69,7 @@ def read_features(path: str | Path, classes: int | None = None) -> Foreign:
     weight, bias = _classifier(path, arrays, layers["penultimate"][0].shape[1])
     total = _classes(path, labels, classes, weight)
     ood = {_layer_of(key): _matrix(path, key, arrays[key]) for key in arrays if key.startswith("ood/")}
-    for name, rows in ood.items():
-        if name not in layers or rows.shape[1] != layers[name][0].shape[1]:
-            raise RequestError(f"{path}: ood features of layer {name!r} do not match that layer; give (m, d) with its d")
+    _check_ood(path, ood, layers)
     return Foreign(layers, labels["train"], labels["test"], weight, bias, ood, total, digest(path))
 
 
@@ -207,6 +207,12 @@ def _labels(path: Path, arrays: Mapping[str, Tensor], split: str, samples: int) 
     return labels.to(torch.int64)
 
 
+def _check_ood(path: Path, ood: Mapping[str, Tensor], layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    for name, rows in ood.items():
+        if name not in layers or rows.shape[1] != layers[name][0].shape[1]:
+            raise RequestError(f"{path}: ood features of layer {name!r} do not match that layer; give (m, d) with its d")
+
+
 def _classifier(path: Path, arrays: Mapping[str, Tensor], dim: int) -> tuple[Tensor | None, Tensor | None]:
     weight, bias = arrays.get("weight"), arrays.get("bias")
     if weight is None:
@@ -259,3 +265,66 @@ def summary(foreign: Foreign) -> dict[str, Any]:
         "classifier": foreign.weight is not None,
         "features": foreign.digest,
     }
+
+
+def with_ood(foreign: Foreign, path: str | Path) -> Foreign:
+    """Return the data with the out-of-distribution features of another file: ood/features (m, d), ood/features/LAYER."""
+    path = Path(path)
+    arrays = read_arrays(path)
+    found = {_layer_of(key): _matrix(path, key, value) for key, value in arrays.items() if key.startswith("ood/features")}
+    if not found:
+        raise RequestError(f"--ood {path}: no ood/features; write the features (m, d) of other data under that key")
+    _check_ood(path, found, foreign.layers)
+    return dataclasses.replace(foreign, ood={**foreign.ood, **found})
+
+
+# --- measuring ---------------------------------------------------------------------------------------------------
+
+
+def measure_foreign(
+    foreign: Foreign, device: str, *, match_counts: bool = False, seed: int = 0
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Return the rows and the arrays of a run, the same kinds as of a training."""
+    where = torch.device(device)
+    weight, bias = (None if t is None else t.to(where) for t in (foreign.weight, foreign.bias))
+    labels = [y.to(where) for y in (foreign.train_labels, foreign.test_labels)]
+    rows: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
+    for name, pair in foreign.layers.items():
+        last = name == "penultimate"
+        train, test = ((x.to(where), y) for x, y in zip(pair, labels, strict=True))
+        head = (weight, bias) if last else (None, None)
+        rows += layer_rows(
+            name,
+            train,
+            test,
+            *head,
+            classes=foreign.classes,
+            match_counts=match_counts,
+            seed=seed,
+            ood=foreign.ood.get(name),
+        )
+        arrays.update({f"{name}/{k}": v for k, v in layer_tensors(train, test, foreign.classes, products=last).items()})
+        if last:
+            guesses = {}
+            for split, (x, y) in (("train", train), ("test", test)):
+                if weight is not None:
+                    guesses[split], found = _network_rows(split, x, y, weight, bias)
+                    rows += found
+            arrays.update(head_arrays(tuple(labels), guesses, weight, bias, foreign.classes))
+    return rows, arrays
+
+
+def _network_rows(
+    split: str, features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Return the classifier's decisions, and its loss (cross-entropy) and error."""
+    total, guesses = 0.0, []
+    for start in range(0, len(features), 4096):
+        logits = features[start : start + 4096].double() @ weight.double().T
+        logits = logits if bias is None else logits + bias.double()
+        total += float(torch.nn.functional.cross_entropy(logits, labels[start : start + 4096], reduction="sum"))
+        guesses.append(logits.argmax(1))
+    guess = torch.cat(guesses)
+    values = {"loss": total / len(labels), "error": float((guess != labels).double().mean())}
+    return guess, [{"split": split, "layer": "network", "centres": "self", "metric": k, "value": v} for k, v in values.items()]

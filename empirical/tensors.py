@@ -5,7 +5,7 @@ Everything is taken in the span of the train class means (at most K-1 dimensions
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -39,22 +39,31 @@ def measure_tensors(
 
 def tensors_of(train: Stored, test: Stored, plan: Plan, weight: Tensor | None, bias: Tensor | None) -> dict[str, np.ndarray]:
     """Return the same arrays from stored features."""
-    arrays = {
-        "test/labels": test.labels.cpu().numpy(),
-        "test/predicted": test.predicted.cpu().numpy(),
-        "train/confusion": confusion(train.labels, train.predicted, plan.outputs),
-        "test/confusion": confusion(test.labels, test.predicted, plan.outputs),
-    }
-    if weight is not None:
-        arrays["weight"] = _numpy(weight)
-        arrays["weight/spectrum"] = np.linalg.svd(_numpy(weight), compute_uv=False)
-    if bias is not None:
-        arrays["bias"] = _numpy(bias)
+    guesses = {"train": train.predicted, "test": test.predicted}
+    arrays = head_arrays((train.labels, test.labels), guesses, weight, bias, plan.outputs)
     for name in plan.names:
         found = layer_tensors(
             (train.features[name], train.labels), (test.features[name], test.labels), plan.outputs, products=name == "penultimate"
         )
         arrays.update({f"{name}/{key}": value for key, value in found.items()})
+    return arrays
+
+
+def head_arrays(
+    labels: tuple[Tensor, Tensor], guesses: Mapping[str, Tensor], weight: Tensor | None, bias: Tensor | None, classes: int
+) -> dict[str, np.ndarray]:
+    """Return what belongs to the classifier: weight, its spectrum, bias, both confusion matrices, the test decisions."""
+    arrays = {"test/labels": labels[1].cpu().numpy()}
+    for split, y in zip(("train", "test"), labels, strict=True):
+        if split in guesses:
+            arrays[f"{split}/confusion"] = confusion(y, guesses[split], classes)
+    if "test" in guesses:
+        arrays["test/predicted"] = guesses["test"].cpu().numpy()
+    if weight is not None:
+        arrays["weight"] = _numpy(weight)
+        arrays["weight/spectrum"] = np.linalg.svd(_numpy(weight), compute_uv=False)
+    if bias is not None:
+        arrays["bias"] = _numpy(bias)
     return arrays
 
 
