@@ -17,6 +17,7 @@ class Status(str, enum.Enum):
 
     CONVERGED = "converged"
     ZERO = "the zero solution is optimal here"
+    ARRIVED = "reached its last time"
     STEP_LIMIT = "stopped at the step limit"
     STALLED = "stopped: no further decrease at this precision"
     DIVERGED = "diverged: the loss became non-finite"
@@ -25,7 +26,7 @@ class Status(str, enum.Enum):
     @property
     def ok(self) -> bool:
         """Whether the end point may be compared with a prediction."""
-        return self in (Status.CONVERGED, Status.ZERO)
+        return self in (Status.CONVERGED, Status.ZERO, Status.ARRIVED)
 
 
 @dataclass(frozen=True)

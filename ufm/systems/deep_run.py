@@ -1,0 +1,124 @@
+"""What `ufm simulate deep` and `ufm predict deep` compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ufm.prediction import Prediction
+from ufm.problem import Problem
+from ufm.solution import Solution
+from ufm.systems import Task
+from ufm.systems.deep import Deep, problem_of
+from ufm.theory import deep as theory
+from ufm.theory.deep_linear import product
+from ufm.theory.deep_scalar import effective_rank
+
+
+def simulate(tasks: Sequence[Task], device: str) -> list[dict[str, Any]]:
+    """Return one row per task: end points of random starts, classified by loss and rank."""
+    from ufm.solve_deep import solve_deep
+
+    rows: list[dict[str, Any]] = [{} for _ in tasks]
+    groups: dict[tuple, list[int]] = {}
+    for i, task in enumerate(tasks):
+        spec: Deep = task.spec
+        groups.setdefault((spec.init_scale, spec.method, spec.steps, spec.tol), []).append(i)
+    known: dict[Problem, dict[str, Prediction]] = {}
+    for (init_scale, method, steps, tol), members in groups.items():
+        problems = [problem_of(tasks[i].spec) for i in members]
+        found = solve_deep(
+            problems,
+            run_seeds=[tasks[i].seed for i in members],
+            method=method,
+            init_scale=init_scale,
+            steps=steps,
+            tol=tol,
+            device=device,
+        )
+        for i, problem, solution in zip(members, problems, found, strict=True):
+            if problem not in known:
+                known[problem] = theory.structures(problem)
+            rows[i] = _row(problem, solution, known[problem])
+    return rows
+
+
+def _row(problem: Problem, solution: Solution, known: dict[str, Prediction]) -> dict[str, Any]:
+    losses = {name: q.loss for name, q in known.items()}
+    lowest = min(losses, key=lambda name: losses[name]) if losses else None
+    row: dict[str, Any] = {
+        "status": solution.status.value,
+        "loss": solution.loss,
+        "predicted": losses[lowest] if lowest else None,
+        "lowest_known": lowest,
+        "structure": solution.structure,
+        "structures": losses,
+        "layer_ranks": list(solution.layer_ranks or ()),
+        "balance": _imbalance(problem, solution),
+        "gradient_norm": solution.gradient_norm,
+        "iterations": solution.iterations,
+        "layers": _layers(problem, solution),
+    }
+    if "dnc" in losses:
+        row["over_dnc"] = solution.loss / losses["dnc"]
+    if problem.loss == "mse" and problem.balanced and problem.bias == "none" and 0 < solution.loss < 0.5:
+        row["effective_rank"] = effective_rank(solution.loss, problem.depth, float(problem.count_vector[0]), product(problem))
+    return row
+
+
+def _imbalance(problem: Problem, solution: Solution) -> float | None:
+    """Return max/min - 1 of lambda_l |W_l|^2 over all layers and the features: 0 at a stationary point without bias."""
+    counts = problem.count_vector[:, None]
+    energies = [lam * float((w**2).sum()) for lam, w in zip(problem.layer_lambdas, solution.weights or (), strict=True)]
+    energies.append(problem.lambda_h * float((counts * solution.H.numpy() ** 2).sum()))
+    return max(energies) / min(energies) - 1 if min(energies) > 0 else None
+
+
+def _layers(problem: Problem, solution: Solution) -> list[dict[str, Any]]:
+    """Return, per layer mean (H_1, then after each activation): rank, singular values, cosines raw and centred."""
+    layers = []
+    for number, means in enumerate(solution.layer_means or (), 1):
+        array = means.cpu().numpy()
+        layers.append(
+            {
+                "layer": f"H_{number}",
+                "singular_values": np.linalg.svd(array, compute_uv=False).tolist(),
+                "cosine_raw": _cosines(array),
+                "cosine_centred": _cosines(array - array.mean(0)),
+            }
+        )
+    return layers
+
+
+def _cosines(rows: np.ndarray) -> dict[str, float | None]:
+    """Return the mean and spread of the cosines over pairs of rows; None where a row is zero."""
+    norms = np.linalg.norm(rows, axis=1)
+    if norms.min() <= 1e-12 * max(norms.max(), 1e-300):
+        return {"mean": None, "std": None}
+    unit = rows / norms[:, None]
+    values = (unit @ unit.T)[np.triu_indices(len(rows), 1)]
+    return {"mean": float(values.mean()), "std": float(values.std())}
+
+
+def predict(spec: Deep) -> dict[str, Any]:
+    """Return one row: the predicted optimum, or the lowest known structure, and every structure with its loss."""
+    problem = problem_of(spec)
+    known, found = theory.structures(problem), theory.predict(problem)
+    return {
+        "prediction": found.name if found.applies else None,
+        "loss": found.loss,
+        "zero": found.zero,
+        "structures": {name: q.loss for name, q in known.items()},
+        "status": found.status if found.applies else None,
+        "reference": found.reference,
+        "assumptions": list(found.assumptions),
+        "reason": found.reason,
+        "thresholds": found.thresholds,
+        "details": found.details,
+        "logits": found.logits,
+        "gram_w": found.gram_w,
+        "gram_h": found.gram_h,
+        "singular_values": found.singular_values,
+    }
