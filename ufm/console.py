@@ -8,14 +8,18 @@ import math
 import os
 import signal
 import sys
+import time
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
 
 from ufm.errors import RequestError, RunError
 from ufm.interrupt import Interrupted
+from ufm.tables import Entry, load, suggest
 
 
 def say(message: str) -> None:
@@ -66,12 +70,99 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> No
         click.echo("  ".join(cells).rstrip())
 
 
-def run(load: Callable[[], click.Command], name: str, argv: Sequence[str] | None = None) -> NoReturn:
+class Progress:
+    """A count on stderr for work over two seconds: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, total: int, unit: str, every: float = 10.0) -> None:
+        """`every`: seconds between two lines where stderr is no terminal."""
+        self.total, self.unit, self.done, self._every = total, unit, 0, every
+        self._start = time.monotonic()
+        self._next = self._start + 2.0
+        self._bar: Any = None
+
+    def advance(self, number: int = 1) -> None:
+        """Count `number` more."""
+        self.done += number
+        if self._bar is not None:
+            self._bar.update(number)
+            return
+        now = time.monotonic()
+        if now < self._next or self.done >= self.total:
+            return
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.total, initial=self.done, unit=self.unit, file=sys.stderr, leave=False)
+            return
+        self._next = now + self._every
+        left = (now - self._start) / self.done * (self.total - self.done) if self.done else math.inf
+        say(f"{self.done} of {self.total} {self.unit}s, about {left:.0f} s left")
+
+
+@contextmanager
+def progress(total: int, unit: str) -> Iterator[Progress]:
+    """Yield a Progress; its bar is closed at the end, however that comes."""
+    shown = Progress(total, unit)
+    try:
+        yield shown
+    finally:
+        if shown._bar is not None:
+            shown._bar.close()
+
+
+def reach(row: Mapping[str, Any], path: str) -> Any:
+    """Return row["a"]["b"] for "a.b", None where there is nothing."""
+    value: Any = row
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def examples(*pairs: tuple[str, str]) -> str:
+    """Return the end of a help page: working commands and how long they take."""
+    width = max(len(command) for command, _ in pairs)
+    lines = [f"  {command.ljust(width)}  # {time_needed}" for command, time_needed in pairs]
+    return "\b\nExamples:\n" + "\n".join(lines)
+
+
+class Commands(click.Group):
+    """A group whose commands are a table of entries, imported on use; an unknown name gets a suggestion."""
+
+    def __init__(self, name: str, table: Mapping[str, Entry], *, help: str, epilog: str = "", what: str = "command") -> None:
+        """`table`: name -> Entry of a click.Command, or of a function that returns one given nothing."""
+        super().__init__(name=name, help=help, epilog=epilog)
+        self.table, self.what = table, what
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the table in its order."""
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return the command, imported now; None for an unknown one."""
+        if name not in self.table:
+            return None
+        found = load(self.table, name, self.what)
+        return found if isinstance(found, click.Command) else found()
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Answer an unknown name with a suggestion."""
+        if args and args[0] not in self.table and not args[0].startswith("-"):
+            ctx.fail(f"unknown {self.what} {safe_text(args[0])[:60]!r}; {suggest(args[0], self.table)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the table without importing any of it."""
+        with formatter.section(f"{self.what.capitalize()}s"):
+            formatter.write_dl([(name, entry.summary) for name, entry in self.table.items()])
+
+
+def run(get: Callable[[], click.Command], name: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with the contract's status: 0, 1 (failed), 2 (wrong request), 130 / 143 (signals)."""
     code = 1
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        result = load().main(args=argv, prog_name=name, standalone_mode=False)
+        warnings.showwarning = _show_warning
+        result = get().main(args=argv, prog_name=name, standalone_mode=False)
         code = result if isinstance(result, int) and not isinstance(result, bool) else 0
         sys.stdout.flush()
     except (KeyboardInterrupt, click.exceptions.Abort):
@@ -90,6 +181,11 @@ def run(load: Callable[[], click.Command], name: str, argv: Sequence[str] | None
     _leave(code)
 
 
+def _show_warning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    """One line instead of Python's file, line number and source text."""
+    say(f"warning: {_one_line(message)}")
+
+
 def _terminate(signum: int, frame: Any) -> NoReturn:
     raise Interrupted(signum)
 
@@ -101,7 +197,7 @@ def explain(error: Exception) -> tuple[int, str]:
         return 2, "no command given; name one of the commands above"
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else ""
-        return 2, f"{_one_line(error.format_message())} (see '{command} --help')"
+        return 2, f"{_one_line(error.format_message()).rstrip('.')} (see '{command} --help')"
     if isinstance(error, RequestError):
         return 2, _one_line(error)
     if isinstance(error, RunError):

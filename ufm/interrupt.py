@@ -29,8 +29,12 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Yield a Stop that turns true on the first SIGINT or SIGTERM; the second signal ends the process at once."""
+def stop_on_signals(grace: float | None = None) -> Iterator[Stop]:
+    """Yield a Stop that turns true on the first SIGINT or SIGTERM; the second signal ends the process at once.
+
+    With `grace`, work that has not come to its safe point so many seconds after the first signal is broken off by
+    Interrupted: for work whose finished parts are on disk already.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signal handlers can be set in the main thread only
@@ -40,10 +44,19 @@ def stop_on_signals() -> Iterator[Stop]:
         if stop.signum:
             os._exit(128 + signum)
         stop.signum = signum
+        if grace is not None:
+            signal.setitimer(signal.ITIMER_REAL, grace)
+
+    def break_off(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(stop.signum)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    if grace is not None:
+        previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, break_off)
     try:
         yield stop
     finally:
+        if grace is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -7,19 +7,28 @@ merges defaults < preset < TOML < flags, `cells` multiplies its grids out, `sett
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import hashlib
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from ufm.errors import RequestError
 from ufm.tables import suggest
 
-MAX_CELLS = 10_000_000  # a larger grid is a typing error, not a request
+MAX_CELLS = 1_000_000  # a larger grid is a typing error, not a request
+MAX_FILE = 2**28  # bytes of a file named by an option
+MAX_TOML = 2**20
+
+
+class FileValue(NamedTuple):
+    """A file named by an option: what identifies a run is its content, not where it lies."""
+
+    path: str
+    sha256: str
 
 
 def option(
@@ -39,7 +48,8 @@ def option(
     Args:
         default: the value when nothing is said; None means "not given".
         help: one line for `--help`, with the unit and range where they are not evident.
-        kind: "float", "int", "str", "flag", "floats", "ints" or "path"; inferred from `default` when None.
+        kind: "float", "int", "str", "flag", "floats", "ints", "path", or "file" (an existing file, read into a FileValue);
+            inferred from `default` when None.
         low, high, strict: the allowed range; `strict` excludes `low` itself.
         choices: the allowed strings.
         grid: whether one flag may name several values ("1e-4,1e-3", "1:5:9", "1e-5:1e-1:20log", "0:5").
@@ -79,9 +89,25 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
     if not isinstance(value, (str, Path)):
         raise RequestError(f'{flag} {value!r} is not text; write {field.name} = "..."')
     text = str(value)
+    if kind == "file":
+        return _file(flag, text)
     if meta["choices"] is not None and text not in meta["choices"]:
         raise RequestError(f"{flag} {text!r} is not known; {suggest(text, meta['choices'])}")
     return text
+
+
+def _file(flag: str, text: str) -> FileValue:
+    path = Path(text)
+    try:
+        if not path.is_file():
+            raise RequestError(f"{flag} {text!r} is no file; name an existing file")
+        if path.stat().st_size > MAX_FILE:
+            raise RequestError(f"{flag} {text!r} has {path.stat().st_size:.3g} bytes; at most {MAX_FILE}: use a smaller file")
+        return FileValue(text, hashlib.sha256(path.read_bytes()).hexdigest())
+    except (OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"{flag} {text!r} cannot be read ({error}); name a readable file") from None
 
 
 def _number(flag: str, value: Any, kind: str, meta: Mapping[str, Any]) -> float | int:
@@ -89,17 +115,22 @@ def _number(flag: str, value: Any, kind: str, meta: Mapping[str, Any]) -> float 
     noun = "an integer" if kind == "int" else "a finite number"
     try:
         number: float | int = float(value)
-    except (TypeError, ValueError):
-        raise RequestError(f"{flag} {value!r} is not {noun}; write for example {flag} {_example(meta, kind)}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise RequestError(f"{flag} {_short(value)} is not {noun}; write for example {flag} {_example(meta, kind)}") from None
     if isinstance(value, bool) or not math.isfinite(number) or (kind == "int" and number != int(number)):
-        raise RequestError(f"{flag} {value!r} is not {noun}; write for example {flag} {_example(meta, kind)}")
+        raise RequestError(f"{flag} {_short(value)} is not {noun}; write for example {flag} {_example(meta, kind)}")
     low, high = meta["low"], meta["high"]
     if number < low or number > high or (meta["strict"] and number == low):
         least = "" if low == -math.inf else f"{'>' if meta['strict'] else '>='} {low:g}"
         most = "" if high == math.inf else f"<= {high:g}"
         rule = " and ".join(filter(None, (least, most)))
-        raise RequestError(f"{flag} {value} is out of range; it must be {rule}, for example {_example(meta, kind)}")
-    return int(number) if kind == "int" else number
+        raise RequestError(f"{flag} {_short(value)} is out of range; it must be {rule}, for example {_example(meta, kind)}")
+    return int(number) if kind == "int" else number + 0.0  # -0.0 becomes 0.0: one number, one run
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return repr(text) if len(text) <= 60 else repr(text[:57] + "...")
 
 
 def _example(meta: Mapping[str, Any], kind: str) -> str:
@@ -111,20 +142,35 @@ def read_grid(field: dataclasses.Field, value: Any) -> list[Any]:
     """Return the values a grid text stands for: a list, `a:b:n`, `a:b:nlog` or integers `a:b` (b excluded)."""
     flag, kind = flag_name(field.name), field.metadata["kind"]
     if isinstance(value, list):
-        return [read_value(field, part) for part in value] or _empty(flag)
+        return _read_list(field, value) or _empty(flag)
     if not isinstance(value, str):
         return [read_value(field, value)]
     separator = ";" if kind in ("floats", "ints") else ","
     values: list[Any] = []
     for part in value.split(separator):
         text = part.strip()
+        if not text:
+            raise RequestError(f"{flag} {_short(value)} has an empty value; write for example {flag} 1{separator}2")
         if kind in ("float", "int") and ":" in text:
             values += [read_value(field, v) for v in _range(flag, text)]
         else:
             values.append(read_value(field, text))
-    if len(set(map(repr, values))) != len(values):
-        raise RequestError(f"{flag} {value!r} names a value twice; name each value once")
+    _no_twice(flag, values)
     return values or _empty(flag)
+
+
+def _read_list(field: dataclasses.Field, value: list[Any]) -> list[Any]:
+    """A TOML list is a grid; for an option that is itself a list, a list of lists is."""
+    if field.metadata["kind"] in ("floats", "ints") and value and not any(isinstance(part, list) for part in value):
+        return [read_value(field, value)]
+    values = [read_value(field, part) for part in value]
+    _no_twice(flag_name(field.name), values)
+    return values
+
+
+def _no_twice(flag: str, values: Sequence[Any]) -> None:
+    if len(set(map(repr, values))) != len(values):
+        raise RequestError(f"{flag} names a value twice; name each value once")
 
 
 def _empty(flag: str) -> list[Any]:
@@ -212,12 +258,18 @@ def _complete(choices: Sequence[str]) -> Callable[..., list[str]]:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file; RequestError (one line) when it is missing or malformed."""
     try:
+        if not Path(path).is_file():
+            raise RequestError(f"--config {path}: no such file; give a readable TOML file")
+        if Path(path).stat().st_size > MAX_TOML:
+            raise RequestError(f"--config {path}: more than {MAX_TOML} bytes; give a TOML file of options")
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise RequestError(f"--config {path}: not valid TOML ({error}); write lines such as lambda_w = 5e-4") from None
+    except RecursionError:
+        raise RequestError(f"--config {path}: nested too deeply; write lines such as lambda_w = 5e-4") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise RequestError(f"--config {path}: {reason}; give a readable TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise RequestError(f"--config {path}: not valid TOML ({error}); write lines such as lambda_w = 5e-4") from None
 
 
 def resolve(spec: type, *layers: Mapping[str, Any], source: str = "--config") -> dict[str, list[Any]]:
@@ -244,9 +296,32 @@ def resolve(spec: type, *layers: Mapping[str, Any], source: str = "--config") ->
     return resolved
 
 
-def cells(values: Mapping[str, Sequence[Any]], zipped: Iterable[str] = ()) -> list[dict[str, Any]]:
+class Cells(Sequence[dict[str, Any]]):
+    """The cells of a grid, made on demand: a million cells take no memory until one is asked for."""
+
+    def __init__(self, axes: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> None:
+        """`axes` multiply, the last fastest; each is a list of partial cells."""
+        self._axes, self._names = axes, names
+
+    def __len__(self) -> int:
+        return math.prod(map(len, self._axes))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        rest = index + len(self) if index < 0 else index
+        if not 0 <= rest < len(self):
+            raise IndexError(index)
+        merged: dict[str, Any] = {}
+        for axis in reversed(self._axes):
+            rest, position = divmod(rest, len(axis))
+            merged.update(axis[position])
+        return {name: merged[name] for name in self._names}
+
+
+def cells(values: Mapping[str, Sequence[Any]], zipped: Iterable[str] = ()) -> Cells:
     """Multiply grids out, last name fastest; names in `zipped` walk together (equal lengths)."""
-    together = [name.replace("-", "_") for name in zipped]
+    together = [name.strip().removeprefix("--").replace("-", "_") for name in zipped]
     for name in together:
         if name not in values:
             raise RequestError(f"--zip {name}: no such option; {suggest(name, values)}")
@@ -262,15 +337,20 @@ def cells(values: Mapping[str, Sequence[Any]], zipped: Iterable[str] = ()) -> li
     total = math.prod(map(len, axes))
     if total > MAX_CELLS:
         raise RequestError(f"the grid has {total} cells; at most {MAX_CELLS}: use fewer values")
-    order = list(values)
-    merged = ({k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes))
-    return [{name: cell[name] for name in order} for cell in merged]
+    return Cells(axes, list(values))
+
+
+def parameter(value: Any) -> Any:
+    """Return what stands for `value` in a record: tuples as lists, a file by the hash of its content."""
+    if isinstance(value, FileValue):
+        return f"sha256:{value.sha256}"
+    return list(value) if isinstance(value, tuple) else value
 
 
 def setting_of(spec: type, values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Return what identifies a run: every setting field, a grid of several values shown only by its name as "grid"."""
     return {
-        f.name: (values[f.name][0] if len(values[f.name]) == 1 else "grid")
+        f.name: (parameter(values[f.name][0]) if len(values[f.name]) == 1 else "grid")
         for f in dataclasses.fields(spec)
         if f.metadata["setting"]
     }

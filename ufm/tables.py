@@ -36,5 +36,10 @@ def find(table: Mapping[str, Entry], name: str, what: str) -> Entry:
 
 def load(table: Mapping[str, Entry], name: str, what: str) -> Any:
     """Import and return the object that `name` stands for in `table`."""
-    module, _, attribute = find(table, name, what).target.partition(":")
+    return resolve_target(find(table, name, what).target)
+
+
+def resolve_target(target: str) -> Any:
+    """Import and return what "module:object" names."""
+    module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)

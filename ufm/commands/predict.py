@@ -1,0 +1,66 @@
+"""`ufm predict SYSTEM`: the closed forms of a grid of problems; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from ufm.commands import shared
+from ufm.console import Commands, examples, plain, print_json, print_table
+from ufm.spec import build, click_options, parameter, setting_of
+from ufm.systems import SYSTEMS, System
+from ufm.tables import Entry, resolve_target
+
+SHOWN = 200
+MOST = 10_000  # closed forms are printed, not recorded
+
+group = Commands(
+    "predict",
+    {name: Entry(f"ufm.commands.predict:{name}", entry.summary) for name, entry in SYSTEMS.items()},
+    help="Print what theory predicts for a grid of problems, with the theorem's reference and status.",
+    epilog=examples(
+        ("ufm predict single --classes 4 --dim 6 --loss mse --bias free", "1 s"),
+        ("ufm predict single --classes 10 --lambda-w 1e-4:1e-1:10log --json", "1 s"),
+    ),
+    what="system",
+)
+
+
+def __getattr__(name: str) -> click.Command:
+    """Return the command of one system, made when it is asked for."""
+    if name not in SYSTEMS:
+        raise AttributeError(name)
+    system = shared.load_system(name)
+
+    def run(**flags: Any) -> int:
+        return predict(system, flags)
+
+    for spec in (shared.Chosen, system.spec):
+        run = click_options(spec)(run)
+    end = [(command.replace("simulate", "predict").partition(" --seeds")[0], "1 s") for command, _ in system.examples]
+    return click.command(name, help=f"{system.summary}: closed forms.", epilog=examples(*end))(run)
+
+
+def predict(system: System, flags: Mapping[str, Any]) -> int:
+    """Print the predictions of one request and return the exit status."""
+    from ufm import sweep
+
+    request = shared.read_request(system, (shared.Chosen,), flags)
+    plan = sweep.plan(system, request.values, request.grid, [0])
+    function = resolve_target(system.predict)
+    varying = tuple(name for name, value in setting_of(system.spec, request.values).items() if value == "grid")
+    rows = []
+    for cell in plan.cells[:MOST]:
+        parameters = {name: parameter(value) for name, value in cell.items()}
+        rows.append({"parameters": parameters, **function(build(system.spec, cell))})
+    if request.shared["json"]:
+        print_json({"system": system.name, "predictions": rows})
+    else:
+        shown = [{"cell": shared.label(row["parameters"], varying, None), **plain(row)} for row in rows[:SHOWN]]
+        print_table(shown, ["cell", *system.predict_columns])
+        if len(plan.cells) > SHOWN:
+            click.echo(f"... and {len(plan.cells) - SHOWN} more cells; --json prints up to {MOST}")
+    applies = all(row.get("applies", True) for row in rows)
+    return 1 if request.shared["strict"] and not applies else 0

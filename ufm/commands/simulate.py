@@ -1,0 +1,113 @@
+"""`ufm simulate SYSTEM`: a theory sweep, printed as a table and written as a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from ufm import machine
+from ufm.commands import shared
+from ufm.console import Commands, examples, plain, print_json, print_table, progress, reach, say
+from ufm.errors import RunError
+from ufm.spec import click_options
+from ufm.systems import SYSTEMS, System
+from ufm.tables import Entry
+
+SHOWN = 40  # rows of the table; the rest is in cells.jsonl
+SHARED = (shared.Chosen, shared.Working)
+GOOD = ("converged", "the zero solution is optimal here")
+
+group = Commands(
+    "simulate",
+    {name: Entry(f"ufm.commands.simulate:{name}", entry.summary) for name, entry in SYSTEMS.items()},
+    help="Solve a grid of problems, certify, predict and measure each, and record the sweep.",
+    epilog=examples(
+        ("ufm simulate single --classes 10 --dim 64 --lambda-w 1e-5:1e-1:20log", "3 s"),
+        ("ufm simulate single --loss ce,mse --bias none,free --seeds 0:5 --workers 2", "6 s"),
+    ),
+    what="system",
+)
+
+
+def __getattr__(name: str) -> click.Command:
+    """Return the command of one system, made when it is asked for."""
+    if name not in SYSTEMS:
+        raise AttributeError(name)
+    system = shared.load_system(name)
+
+    def run(**flags: Any) -> int:
+        return simulate(system, flags)
+
+    for spec in (*reversed(SHARED), system.spec):
+        run = click_options(spec)(run)
+    return click.command(name, help=f"{system.summary}. Numeric options take a grid.", epilog=examples(*system.examples))(run)
+
+
+def simulate(system: System, flags: Mapping[str, Any]) -> int:
+    """Run one request and return the exit status."""
+    from ufm import sweep
+
+    request = shared.read_request(system, SHARED, flags)
+    options = request.shared
+    shard, device = shared.read_shard(options["shard"]), shared.read_device(options["device"])
+    workers = options["workers"]
+    plan = sweep.plan(system, request.values, request.grid, request.seeds, shard=shard, workers=workers)
+    if options["dry_run"]:
+        return _dry_run(plan, workers, options["json"])
+    device = machine.resolve_device(device)
+    if options["device"] == "auto":
+        say(f"device: {device}")
+    from ufm.provenance import environment
+
+    seed = request.seeds[0] if len(request.seeds) == 1 else None
+    with progress(sum(map(len, plan.chunks)), "cell") as shown:
+        outcome = sweep.execute(
+            plan,
+            root=options["out"],
+            device=device,
+            workers=workers,
+            cluster=options["cluster"],
+            environment=environment(device, seed=seed),
+            resume=shared.again(),
+            advance=shown.advance,
+        )
+    return _report(plan, outcome, options)
+
+
+def _dry_run(plan: Any, workers: int, as_json: bool) -> int:
+    number = sum(map(len, plan.chunks))
+    seconds = plan.seconds / min(workers, max(len(plan.chunks), 1))
+    if as_json:
+        print_json({"cells": number, "chunks": len(plan.chunks), "seconds": seconds, "memory": plan.memory * workers})
+    else:
+        memory = machine.bytes_text(plan.memory * workers)
+        click.echo(f"{number} cells in {len(plan.chunks)} chunks, about {machine.seconds_text(seconds)}, {memory} of memory")
+    return 0
+
+
+def _report(plan: Any, outcome: Any, options: Mapping[str, Any]) -> int:
+    if options["json"]:
+        document = {"run": str(outcome.path), "computed": outcome.computed, "statuses": outcome.statuses, "cells": outcome.rows}
+        print_json(document)
+    else:
+        _table(plan, outcome)
+    if outcome.failed:
+        raise RunError(f"{outcome.failed} of {len(outcome.rows)} cells failed or diverged; their rows say why: {outcome.path}")
+    good = all(row["status"].startswith(GOOD) for row in outcome.rows)
+    return 1 if options["strict"] and not good else 0
+
+
+def _table(plan: Any, outcome: Any) -> None:
+    seeds = len(plan.seeds) > 1
+    columns = {path.rpartition(".")[2] if "." in path else path: path for path in plan.system.columns}
+    columns = {("gap" if path == "certificate.gap" else name): path for name, path in columns.items()}
+    rows = []
+    for row in outcome.rows[:SHOWN]:
+        cell = shared.label(row["parameters"], plan.varying, row["seed"] if seeds else None)
+        rows.append({"cell": cell, **{name: plain(reach(row, path)) for name, path in columns.items()}})
+    print_table(rows, ["cell", *columns])
+    if len(outcome.rows) > SHOWN:
+        click.echo(f"... and {len(outcome.rows) - SHOWN} more cells")
+    click.echo(f"run: {outcome.path}")
