@@ -6,6 +6,8 @@ Importing this package imports no torch; the names below are resolved on first u
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -38,3 +40,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY])
+
+
+class _Package(ModuleType):
+    """Importing a submodule binds its name in the package; `ufm.solve` must stay the function, not the module `ufm.solve`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and not _LAZY.get(name, ":").endswith(":"):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

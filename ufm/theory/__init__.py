@@ -1,10 +1,10 @@
-"""Closed-form predictions: one module per family; this table says which exist, what they assume and whom to cite."""
+"""Closed-form predictions: one module per family; these tables say which exist, what they assume and whom to cite."""
 
 from ufm.tables import Entry
 
 # name -> Entry of a function Problem -> Prediction, in the order in which `predict` asks them.
-# A prediction that is not about the problem answers applies=False with an empty reason; one that is about it but lacks
-# a condition says which.
+# One that is not about the problem answers applies=False with an empty reason; one that is about it but lacks a condition
+# says which.
 PREDICTIONS: dict[str, Entry] = {
     "balanced_contrast": Entry(
         "ufm.theory.etf:balanced",
@@ -14,8 +14,90 @@ PREDICTIONS: dict[str, Entry] = {
     ),
     "balanced_mse": Entry(
         "ufm.theory.mse:balanced",
-        "mean squared error: orthogonal frame without bias, ETF with a free bias, the transition with a ridge bias",
+        "squared error: orthogonal frame without bias, ETF with a free bias, the transition with a ridge bias",
         "balanced classes, d >= K (K-1 with a free bias)",
         "zhou2022mse",
     ),
+    "orthogonal_mse": Entry(
+        "ufm.theory.mse:orthogonal",
+        "squared error without bias: general orthogonal frame (GOF), dead classes",
+        "one-hot labels, any counts and class weights, free or non-negative features, ridge or layer-peeled ball",
+        "dang2023",
+    ),
+    "ball_mse": Entry(
+        "ufm.theory.mse:balanced_ball",
+        "layer-peeled squared error with a free bias: ETF",
+        "balanced classes, d >= K-1",
+        "zhou2022mse",
+    ),
+    "symmetric_mse": Entry(
+        "ufm.theory.symmetric:squared_error",
+        "squared error with a ridge bias on class-symmetric targets: the mean mode splits off",
+        "every permutation of a target row equally often, one row sum, ridge",
+        "fisher2024",
+    ),
+    "soft_threshold_mse": Entry(
+        "ufm.theory.mse:soft_threshold",
+        "squared error: soft-thresholded singular values of the centred targets (regression NRC, imbalance, d < K)",
+        "any targets, counts and d; no bias or a free one; ridge",
+        "andriopoulos2024",
+    ),
+    "two_sizes": Entry(
+        "ufm.theory.imbalance:step",
+        "cross-entropy with two class sizes: block structure, minority collapse",
+        "no bias, rank of the optimum <= d, ridge or layer-peeled ball",
+        "hong2023",
+    ),
+    "nonnegative_contrast": Entry(
+        "ufm.theory.nonnegative:contrast",
+        "cross-entropy, smoothing, focal on non-negative features: orthogonal means, dead classes",
+        "any counts without bias (balanced: any bias), d >= live classes, ridge or layer-peeled ball",
+        "dang2024",
+    ),
+    "nonnegative_mse": Entry(
+        "ufm.theory.nonnegative:squared_error",
+        "squared error with a free bias on non-negative features: orthogonal means, simplex W",
+        "balanced classes, d >= K, ridge",
+        "tirer2022",
+    ),
+    "unit_norm": Entry(
+        "ufm.theory.codes:sphere",
+        "unit-norm W and features: simplex for K <= d+1, softmax codes above",
+        "balanced classes, a temperature",
+        "lu2020",
+    ),
+    "rank_limited": Entry(
+        "ufm.theory.codes:rank_limited",
+        "cross-entropy with d < K-1: scaled polygon or cross-polytope (evidence only)",
+        "balanced classes, d = 2 or K = 2d, no bias, ridge",
+        "jiang2023",
+    ),
+    "contrastive": Entry(
+        "ufm.theory.contrastive:supervised",
+        "supervised contrastive loss: orthogonal frame with non-negative features, simplex without",
+        "unit features, full batch; balanced classes where features are free",
+        "kini2023",
+    ),
+    "soft_targets": Entry(
+        "ufm.theory.symmetric:soft_targets",
+        "cross-entropy with soft, mixup or multi-label targets: simplex W, one convex problem for the scales",
+        "every permutation of a target row equally often, d >= K-1, any bias, ridge",
+        "li2023",
+    ),
+    "zero": Entry(
+        "ufm.theory.zero:zero",
+        "the zero solution, where it is optimal",
+        "convex loss, ridge; any counts, bias, targets, weights, logit scale and offset, d",
+        "hong2023",
+    ),
+}
+
+# name -> Entry of a function Problem -> Prediction of that structure at its own best scale, or applies=False.
+STRUCTURES: dict[str, Entry] = {
+    "etf": Entry("ufm.theory.candidates:etf", "simplex equiangular tight frame", "d >= K-1", "zhu2021"),
+    "of": Entry("ufm.theory.candidates:orthogonal_frame", "orthogonal frame", "d >= K", "tirer2022"),
+    "gof": Entry("ufm.theory.candidates:general_orthogonal_frame", "orthogonal, lengths by class size", "d >= K", "dang2023"),
+    "seli": Entry("ufm.theory.candidates:seli", "simplex-encoded labels interpolation", "d >= K-1", "thrampoulidis2022"),
+    "code": Entry("ufm.theory.candidates:code", "symmetric softmax code", "K > d+1", "jiang2023"),
+    "zero": Entry("ufm.theory.zero:candidate", "the zero solution with its best bias", "convex loss, ridge"),
 }

@@ -58,7 +58,9 @@ class Reduced:
 def reduce(problem: Problem) -> Reduced:
     """Return the reduced problem of a single-layer `problem`."""
     counts = problem.count_vector
-    weights = np.ones_like(counts) if problem.class_weights is None else np.asarray(problem.class_weights)
+    weights = np.ones_like(counts)
+    if problem.class_weights is not None and problem.targets is None:
+        weights = np.asarray(problem.class_weights)
     ball = problem.constraint == "ball"
     targets = np.eye(problem.classes) if problem.targets is None else np.asarray(problem.targets)
     lambda_w = problem.layer_lambdas[0]

@@ -1,0 +1,221 @@
+"""Unit-norm models: the simplex for K <= d+1, softmax codes for K > d+1, and the rank-limited ridge that behaves alike.
+
+loss = (1/N) sum CE(W h_i / tau), |w| = |h| = 1. As tau -> 0, -tau log(loss) tends to the largest one-vs-rest margin
+max_W min_k dist(w_k, conv{w_j}_{j != k}) (Jiang et al. 2023). Codes are unique up to rotation *and* relabelling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from ufm.prediction import DERIVED, EVIDENCE, STATED, Prediction, not_applicable
+from ufm.problem import Problem
+from ufm.theory.contrast import Contrast
+from ufm.theory.etf import centring
+from ufm.theory.reduced import factors, obstacle, reduce, single_layer
+
+RELABEL = "class-to-vertex assignment is free: compare sorted rows of the Grams"
+
+
+# cos of the largest smallest angle between K points on the sphere of R^3 (Tammes): closed forms where they are short, K = 10
+# recomputed here to 1e-13. K = 5 shares the angle of K = 6, and K = 11 that of K = 12.
+TRIBONACCI = (1 + (19 + 3 * math.sqrt(33)) ** (1 / 3) + (19 - 3 * math.sqrt(33)) ** (1 / 3)) / 3
+TAMMES_COSINES = {
+    5: 0.0,
+    6: 0.0,
+    7: 1 - 4 / math.sqrt(3) * math.cos(math.radians(70)),
+    8: (math.sqrt(8) - 1) / 7,
+    9: 1 / 3,
+    10: 0.4043943252162505,
+    11: 1 / math.sqrt(5),
+    12: 1 / math.sqrt(5),
+    24: 1 - 2 * (2 - TRIBONACCI) / (3 - TRIBONACCI),
+}
+
+
+def tammes_angle(classes: int) -> float | None:
+    """Return the largest smallest angle, in degrees, between `classes` points on the sphere of R^3; None where not tabulated."""
+    if classes <= 4:
+        return math.degrees(math.acos(-1 / (classes - 1)))
+    cosine = TAMMES_COSINES.get(classes)
+    return None if cosine is None else math.degrees(math.acos(cosine))
+
+
+def softmax_margin(classes: int, dim: int) -> tuple[float, str] | None:
+    """Return (largest one-vs-rest margin, status) of K unit vectors in R^d, or None where it is not known.
+
+    K/(K-1) for K <= d+1; 1 - cos(2 pi/K) in the plane; 1 for d+2 <= K <= 2d (Rankin); 1 - cos(Tammes angle) for the codes
+    tabulated in R^3 and the 24-cell: every vertex of those has that margin, and no search found a larger one.
+    """
+    if classes <= dim + 1:
+        return classes / (classes - 1), DERIVED
+    if dim == 1:
+        return 0.0, DERIVED  # two of three or more points on {-1, 1} coincide
+    if dim == 2:
+        return 1 - math.cos(2 * math.pi / classes), STATED
+    if classes <= 2 * dim:
+        return 1.0, STATED
+    if dim == 3 and classes in TAMMES_COSINES:
+        return 1 - TAMMES_COSINES[classes], EVIDENCE
+    if (classes, dim) == (24, 4):
+        return 0.5, EVIDENCE
+    return None
+
+
+def code_gram(classes: int, dim: int) -> tuple[str, np.ndarray] | None:
+    """Return (name, Gram (K, K)) of the symmetric code known for K > d+1 points on the sphere of R^d, or None.
+
+    Regular polygon (d = 2), cross-polytope (K = 2d), icosahedron (K = 12, d = 3), 24-cell (K = 24, d = 4): in all of them
+    every vertex sees the same multiset of cosines.
+    """
+    if classes <= dim + 1 or dim < 2:
+        return None
+    if dim == 2:
+        index = np.arange(classes)
+        return "polygon", np.cos(2 * math.pi * (index[:, None] - index) / classes)
+    if classes == 2 * dim:
+        return "cross-polytope", np.kron(np.eye(dim), np.array([[1.0, -1.0], [-1.0, 1.0]]))
+    signs = [(a, b) for a in (1.0, -1.0) for b in (1.0, -1.0)]
+    if (classes, dim) == (12, 3):
+        golden = (1 + math.sqrt(5)) / 2
+        points = [np.roll([0.0, a, b * golden], k) for a, b in signs for k in range(3)]
+        name = "icosahedron"
+    elif (classes, dim) == (24, 4):
+        pairs = [(i, j) for i in range(4) for j in range(i)]
+        points = [a * np.eye(4)[i] + b * np.eye(4)[j] for a, b in signs for i, j in pairs]
+        name = "24-cell"
+    else:
+        return None
+    rows = np.array(points)
+    return name, rows @ rows.T / float(rows[0] @ rows[0])
+
+
+def sphere(problem: Problem) -> Prediction:
+    """Predict balanced unit-norm models: the simplex with W = H for K <= d+1, else the symmetric code where one is known."""
+    if not single_layer(problem, ("ce", "smoothing", "focal"), ("sphere",)):
+        return not_applicable("")
+    refusal = obstacle(problem, weights=True)
+    if refusal is not None:
+        return refusal
+    if not reduce(problem).uniform:
+        return not_applicable("on the sphere a closed form is known for balanced classes only; the loss found is the answer")
+    return _simplex(problem) if problem.classes <= problem.dim + 1 else _code(problem)
+
+
+def _simplex(problem: Problem) -> Prediction:
+    K, phi = problem.classes, Contrast.of(problem)
+    weight = float(reduce(problem).mass[0]) * K
+    gap = K / ((K - 1) * problem.temperature)
+    if gap > phi.best:
+        if problem.dim < K:
+            return not_applicable(
+                f"the smoothed labels want a gap of {phi.best:g}, below the simplex's {gap:g}; this is reached with d >= K"
+            )
+        z = phi.best * centring(K)  # tilted frames: a common component shortens the gap; many do, the loss is the same
+        fields = {"logits": None, "unique": False, "loss": weight * float(phi.value(phi.best)), "name": "tilted etf"}
+    else:
+        z = gap * centring(K)
+        gram = K / (K - 1) * centring(K)
+        fields = {"logits": z, "gram_w": gram, "gram_h": gram.copy(), "loss": weight * float(phi.value(gap)), "name": "etf"}
+    proven = not phi.gamma or phi.supported(gap, float(phi.slope(gap)))
+    return Prediction(
+        bias=np.zeros(K),
+        singular_values=np.linalg.svd(z, compute_uv=False) * math.sqrt(problem.count_vector[0]),
+        status=DERIVED if proven else EVIDENCE,
+        assumptions=("balanced classes", "unit rows", "K <= d+1"),
+        reference="lu2020",
+        thresholds={} if math.isinf(phi.best) else {"gap": gap / phi.best},
+        details={"margin": K / (K - 1), "a": min(gap, phi.best), "self_dual": fields["name"] == "etf"},
+        **fields,
+    )
+
+
+def _code(problem: Problem) -> Prediction:
+    known, margin = code_gram(problem.classes, problem.dim), softmax_margin(problem.classes, problem.dim)
+    details = {} if margin is None else {"margin": margin[0], "margin_status": margin[1]}
+    if known is None or problem.loss != "ce":
+        limit = f"; as temperature -> 0, -temperature log(loss) -> {margin[0]:.6g}" if margin else ""
+        answer = not_applicable(
+            f"no closed form is known for {problem.classes} classes in {problem.dim} dimensions with this loss{limit}"
+        )
+        return dataclasses.replace(answer, details=details)
+    name, gram = known
+    loss = float(reduce(problem).mass[0]) * problem.classes * _tied_loss(gram[0], 1 / problem.temperature)
+    z = gram / problem.temperature
+    return Prediction(
+        name="code",
+        loss=loss,
+        logits=z,
+        bias=np.zeros(problem.classes),
+        gram_w=gram,
+        gram_h=gram.copy(),
+        singular_values=np.linalg.svd(z, compute_uv=False) * math.sqrt(problem.count_vector[0]),
+        status=EVIDENCE,
+        assumptions=("balanced classes", "unit rows", RELABEL),
+        reference="jiang2023",
+        details=details | {"code": name, "self_dual": True, "min_angle": math.degrees(math.acos(1 - margin[0]))},
+    )
+
+
+def _tied_loss(cosines: np.ndarray, scale: float) -> float:
+    """log sum_j exp(scale (cos_j - 1)) without losing a tiny loss to rounding: the target's term is exactly 1."""
+    rest = np.sort(cosines)[:-1]
+    return math.log1p(float(np.sum(np.exp(scale * (rest - 1)))))
+
+
+def rank_limited(problem: Problem) -> Prediction:
+    """Predict balanced cross-entropy with a ridge and d < K-1: a scaled polygon (d = 2) or cross-polytope (K = 2d).
+
+    Z = r C with the code's Gram C, r = argmin logsumexp(r (C_1j - 1)) + s K r. Multistart evidence only; the zero solution
+    at K sqrt(n lambda_w lambda_h) >= 1 is a theorem at any d.
+    """
+    if not single_layer(problem, ("ce",)) or problem.dim >= problem.classes - 1:
+        return not_applicable("")
+    reduced, K = reduce(problem), problem.classes
+    if not reduced.uniform:
+        return not_applicable("")
+    refusal = obstacle(problem, weights=True)
+    if refusal is not None:
+        return refusal
+    known = code_gram(K, problem.dim)
+    weight = float(reduced.mass[0]) * K
+    s = problem.penalty * math.sqrt(reduced.counts[0]) / weight
+    if K * s >= 1:
+        known = ("zero", np.eye(K))
+    if known is None or (known[0] not in ("polygon", "cross-polytope", "zero")) or (problem.bias != "none" and K * s < 1):
+        return not_applicable(
+            f"no theorem is known for cross-entropy with d = {problem.dim} < K-1 = {K - 1}; only d = 2 and K = 2d without bias "
+            "have a supported pattern, and the certificate is a lower bound only"
+        )
+    name, gram = known
+    r = 0.0 if name == "zero" else _scale(gram[0], K * s)
+    return Prediction(
+        name="zero" if name == "zero" else "code",
+        loss=weight * (_tied_loss(gram[0], r) + K * s * r if r else math.log(K)),
+        logits=r * gram,
+        bias=np.zeros(K),
+        status=EVIDENCE if r else DERIVED,
+        assumptions=("balanced classes", "no bias", RELABEL),
+        reference="jiang2023",
+        zero=r == 0,
+        thresholds={"zero": K * s},
+        details={"r": r, "code": name, "s": s},
+        **factors(reduced, r * gram),
+    )
+
+
+def _scale(cosines: np.ndarray, price: float) -> float:
+    """Return argmin over r of logsumexp(r (cos_j - 1)) + price r, the root of a decreasing softmax average."""
+    from scipy.optimize import brentq
+
+    def residual(r: float) -> float:
+        weights = np.exp(r * (cosines - 1))
+        return float(weights @ (1 - cosines) / weights.sum()) - price
+
+    high = 1.0
+    while residual(high) > 0:
+        high *= 2
+    return brentq(residual, 0.0, high, xtol=1e-15)
