@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 
 from ufm.measure.arrays import working_dtype
 
-ROWS = {"cpu": 512}  # a block of 512 x 512 float32 and its product stay in a 1-2 MB cache
+BLOCK_BYTES = 2**21  # on a CPU: the block, read twice, should still be in cache the second time
 ROWS_DEVICE = 65536  # elsewhere a block only has to fit in memory
 BAG = 64  # rows summed in the features' precision before float64 takes over
 
@@ -28,7 +28,7 @@ class Block:
     stop: int
     labels: torch.Tensor  # (B,)
     residual: torch.Tensor  # (B, d), features' dtype
-    squares: torch.Tensor  # (B,) |residual|^2
+    squares: torch.Tensor  # (B,) |residual|^2, float64
 
 
 def class_counts(labels: torch.Tensor, classes: int) -> np.ndarray:
@@ -52,6 +52,8 @@ def class_sums(values: torch.Tensor, labels: torch.Tensor, classes: int) -> torc
 
 def _bag_sums(values: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
     """Sum short runs of one class in the features' precision (one read, no copy), then the runs in float64."""
+    if values.shape[1] == 1:
+        return torch.from_numpy(np.bincount(labels.numpy(), values[:, 0].numpy(), classes)[:, None])
     y = labels.numpy()
     order = np.argsort(y.astype(np.int16) if classes < 2**15 else y, kind="stable")  # int16: numpy sorts by radix
     counts = np.bincount(y, minlength=classes)
@@ -63,6 +65,9 @@ def _bag_sums(values: torch.Tensor, labels: torch.Tensor, classes: int) -> torch
     bags = embedding_bag(torch.from_numpy(order), values, torch.from_numpy(offsets), mode="sum").numpy()
     total = np.zeros((classes, values.shape[1]))
     present = counts > 0
+    if runs.max() == 1:
+        total[present] = bags
+        return torch.from_numpy(total)
     starts = np.concatenate([[0], np.cumsum(runs)[:-1]])[present]
     total[present] = np.add.reduceat(bags, starts, axis=0, dtype=np.float64)
     return torch.from_numpy(total)
@@ -73,7 +78,9 @@ def residual_blocks(features: torch.Tensor, labels: torch.Tensor, centres: torch
 
     The subtraction of two near values is exact, so a residual is as good as the stored features allow.
     """
-    rows = ROWS.get(features.device.type, ROWS_DEVICE)
+    wide = working_dtype(features.device)
+    width = features.shape[1] * features.element_size()
+    rows = max(64, BLOCK_BYTES // width) if features.device.type == "cpu" else ROWS_DEVICE
     buffer = torch.empty(min(rows, len(features)), features.shape[1], dtype=features.dtype, device=features.device)
     for start in range(0, len(features), rows):
         part = features[start : start + rows]
@@ -81,5 +88,5 @@ def residual_blocks(features: torch.Tensor, labels: torch.Tensor, centres: torch
         residual = buffer[: len(part)]
         torch.index_select(centres, 0, y, out=residual)
         torch.sub(part, residual, out=residual)
-        squares = torch.einsum("nd,nd->n", residual, residual)
+        squares = torch.linalg.vector_norm(residual, dim=1).to(wide).square_()
         yield Block(start, start + len(part), y, residual, squares)

@@ -13,8 +13,8 @@ import numpy as np
 from ufm.errors import RequestError
 from ufm.measure.arrays import as_features, as_labels, as_matrix
 from ufm.measure.centred import self_centred
-from ufm.measure.moments import SCATTER_LIMIT, ClassMoments
-from ufm.measure.names import COLLAPSE, DEFAULT, MEASURES, NEEDS_SCATTER, NOT_SCALAR, TRAIN_CENTRED
+from ufm.measure.moments import ClassMoments
+from ufm.measure.names import COLLAPSE, DEFAULT, MEASURES, NOT_SCALAR, TRAIN_CENTRED
 from ufm.measure.reference import train_centred
 from ufm.measure.split import split_statistics
 from ufm.tables import find
@@ -104,8 +104,7 @@ def collapse(
     y, total = as_labels(labels, len(x), known, x.device)
     if rows is not None and rows != total:
         raise RequestError(f"weight has {rows} rows but there are {total} classes; they must agree: pass the whole classifier")
-    scatter = bool(wanted & NEEDS_SCATTER) and x.shape[1] <= SCATTER_LIMIT
-    stats = split_statistics(x, y, total, eps, classifier, scatter)
+    stats = split_statistics(x, y, total, eps, classifier, wanted)
     absent = tuple(int(k) for k in np.flatnonzero(stats.moments.counts == 0))
     if len(stats.moments.classes) < 2:
         raise RequestError("only one class occurs in labels; the geometry of class means needs at least two classes")

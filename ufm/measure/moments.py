@@ -66,7 +66,9 @@ class ClassMoments:
             squares += class_sums(block.squares[:, None], block.labels, total)
             if pooled is not None:
                 add_scatter(pooled, block.residual)
-        return _finish(counts, centres, sums, squares[:, 0], pooled, eps)
+        shift = sums.cpu().numpy().astype(np.float64) / np.maximum(counts, 1)[:, None]
+        means = centres.cpu().numpy().astype(np.float64) + shift
+        return cls(*settle(counts, means, shift, squares[:, 0], pooled), eps)
 
     def update(self, features: Any, labels: Any) -> ClassMoments:
         """Take in one more batch, in place, and return self. Features (N, d), labels (N,) in 0..K-1."""
@@ -123,25 +125,18 @@ def add_scatter(pooled: torch.Tensor, residual: torch.Tensor) -> None:
         pooled.addmm_(wide.T, wide)
 
 
-def _finish(
-    counts: np.ndarray,
-    centres: torch.Tensor,
-    sums: torch.Tensor,
-    squares: torch.Tensor,
-    pooled: torch.Tensor | None,
-    eps: float,
-) -> ClassMoments:
-    """Move from sums about `centres` to moments about the means."""
+def settle(
+    counts: np.ndarray, means: np.ndarray, shift: np.ndarray, squares: torch.Tensor, pooled: torch.Tensor | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return counts, means, traces and scatter from sums about centres that were `shift` (K, d) short of the means."""
     size = np.maximum(counts, 1)
-    shift = sums.cpu().numpy().astype(np.float64) / size[:, None]
-    means = centres.cpu().numpy().astype(np.float64) + shift
     traces = np.maximum(squares.cpu().numpy().astype(np.float64) / size - (shift**2).sum(1), 0.0)
     traces[counts == 1] = 0.0  # exactly: one sample is its own mean
     scatter = None
     if pooled is not None:
         root = np.sqrt(counts)[:, None] * shift
         scatter = pooled.cpu().numpy().astype(np.float64) - root.T @ root
-    return ClassMoments(counts, means, traces, scatter, eps)
+    return counts, means, traces, scatter
 
 
 def _check_scatter(scatter: bool, dim: int) -> None:

@@ -91,7 +91,7 @@ def _sums(
     for block in residual_blocks(features, labels, centres):
         projected, _ = judge.project(block.residual)
         nearest = judge.nearest(projected, block.labels)
-        own = (projected.to(wide) - lost[block.labels]) @ metric  # h - mu_y in the metric's coordinates
+        own = (projected.T.to(wide) - lost[block.labels]) @ metric  # h - mu_y in the metric's coordinates
         jump = places[nearest] - places[block.labels]
         rest = own - jump
         totals["strong"] += float((own**2).sum())
@@ -101,5 +101,5 @@ def _sums(
         totals["wrong"] += int((nearest != block.labels).sum())
         inside = torch.cdist(places[block.labels] + own, places).argmin(1)
         totals["wrong_between"] += int((inside != block.labels).sum())
-        scatter += np.bincount(block.labels.cpu().numpy(), block.squares.double().cpu().numpy(), minlength=len(means))
+        scatter += np.bincount(block.labels.cpu().numpy(), block.squares.cpu().numpy(), minlength=len(means))
     return totals, scatter
