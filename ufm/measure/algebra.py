@@ -74,7 +74,7 @@ def pair_distances(means: np.ndarray) -> np.ndarray:
 
 
 def variability_index(within: np.ndarray, between: np.ndarray) -> float:
-    """Return VCI = 1 - Tr(Sigma_T^+ Sigma_B)/rank Sigma_B with Sigma_B = V^T V for the rows V (m, d), Sigma_T = Sigma_W + Sigma_B.
+    """Return VCI = 1 - Tr(Sigma_T^+ Sigma_B)/rank Sigma_B, Sigma_T = Sigma_W + Sigma_B, Sigma_B = V^T V for the rows V (m, d).
 
     With V reduced to full row rank r and A = V Sigma_W^{-1} V^T, push-through gives VCI = Tr (I + A)^{-1} / r: no difference of
     near numbers, so it is right at collapse 1e-12 where the d x d form loses everything. Directions of V in which Sigma_W is zero
@@ -86,20 +86,29 @@ def variability_index(within: np.ndarray, between: np.ndarray) -> float:
     if rank == 0:
         raise RequestError("all class means coincide; VCI needs distinct class means")
     rows = size[keep, None] * right[keep]
-    scale = np.sqrt(np.maximum(np.diag(within), 0.0))
-    live = scale > 0
-    values, vectors = (
-        np.linalg.eigh(within[np.ix_(live, live)] / np.outer(scale[live], scale[live])) if live.any() else (np.ones(0), np.eye(0))
-    )
-    full = values > len(scale) * EPS * max(values.max(initial=0.0), 1.0)
-    scaled = (rows[:, live] / scale[live]) @ vectors
-    rigid = np.concatenate([rows[:, ~live], scaled[:, ~full]], axis=1)  # V on the null space of Sigma_W
-    whitened = scaled[:, full] / np.sqrt(values[full])
+    whitened, rigid = whiten(within, rows)
     if rigid.shape[1]:
-        left, sizes, _ = np.linalg.svd(rigid, full_matrices=True)
+        left, sizes, _ = np.linalg.svd(rigid)
         zero = np.ones(rank, dtype=bool)
-        zero[: len(sizes)] = sizes <= 1e-10 * max(np.linalg.norm(rows), np.linalg.norm(scaled))
+        zero[: len(sizes)] = sizes <= 1e-10 * np.linalg.norm(rigid)
         whitened = left[:, zero].T @ whitened
     gain = np.linalg.svd(whitened, compute_uv=False) ** 2 if whitened.size else np.zeros(0)
-    gain = np.concatenate([gain, np.zeros(max(whitened.shape[0] - len(gain), 0))])
-    return float((1.0 / (1.0 + gain)).sum() / rank)
+    soft = whitened.shape[0] - len(gain)  # directions in which nothing is known of the between scatter
+    return float(((1.0 / (1.0 + gain)).sum() + soft) / rank)
+
+
+def whiten(within: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows Sigma_W^{-1/2} on the range of Sigma_W (up to rotation), and the rows' part on its null space.
+
+    Coordinates are first scaled to unit within-class variance, so that features of very different units lose nothing.
+    """
+    scale = np.sqrt(np.maximum(np.diag(within), 0.0))
+    live = scale > 0
+    dead = rows[:, ~live]
+    if not live.any():
+        return np.zeros((len(rows), 0)), dead
+    correlation = within[np.ix_(live, live)] / np.outer(scale[live], scale[live])
+    values, vectors = np.linalg.eigh(correlation)
+    full = values > len(values) * EPS * values[-1]
+    scaled = (rows[:, live] / scale[live]) @ vectors
+    return scaled[:, full] / np.sqrt(values[full]), np.concatenate([dead, scaled[:, ~full]], axis=1)

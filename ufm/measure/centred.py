@@ -20,11 +20,14 @@ from ufm.measure.algebra import (
 )
 from ufm.measure.found import Found
 from ufm.measure.margins import gnc_margin, gram_coherence, hardmax_margin
+from ufm.measure.moments import ClassMoments
 from ufm.measure.rank import ranks
 from ufm.measure.split import SplitStatistics, project
 
 COINCIDE = "all class means coincide, so Sigma_B is zero"
 PARTIAL = "a class has no sample, so its row of W has no mean to be compared with"
+NO_WITHIN = "needs the within-class scatter or a second read of the features; build the moments with scatter=True"
+PER_SAMPLE = "needs every sample, not their moments"
 NO_SCATTER = "needs the d x d within-class scatter, which is kept only for d <= 4096"
 
 
@@ -45,8 +48,8 @@ def self_centred(
     put_means(found, means - centre)
     if classifier is not None:
         put_classifier(found, classifier, means, present.all())
-        found.put("nc4_disagreement", stats.nc4_disagreement, "needs every sample, not their moments")
-    found.put("ncc_error", stats.ncc_error, "needs every sample, not their moments")
+        found.put("nc4_disagreement", stats.nc4_disagreement, PER_SAMPLE)
+    found.put("ncc_error", stats.ncc_error, PER_SAMPLE)
     if predicted_gram is not None:
         put_prediction(found, means, predicted_gram, present.all())
     if ood_mean is not None:
@@ -64,7 +67,6 @@ def put_variability(found: Found, stats: SplitStatistics) -> None:
     classes = len(counts)
     degenerate = bool((counts == 1).all())
     rounding = rounding_variance(moments)
-    noise = np.eye(len(stats.within)) * rounding / means.shape[1]  # rounding is spread evenly over the d coordinates
     sample_mean, centre = share @ means, means.mean(0)
     about_centre = project(means - centre, stats.basis)
     about_sample = project(means - sample_mean, stats.basis)
@@ -78,8 +80,9 @@ def put_variability(found: Found, stats: SplitStatistics) -> None:
     for name, (between, factor) in forms.items():
         frame, rank = pinv_factor(between)
         found.rank = rank if name == "nc1_pinv" else found.rank
-        value = factor * pinv_form(stats.within, frame) if rank else math.nan
-        found.put_noisy(name, value, factor * pinv_form(noise, frame), degenerate, COINCIDE)
+        value = factor * pinv_form(stats.within, frame) if rank and stats.within is not None else math.nan
+        floor = factor * rounding / means.shape[1] * float((frame**2).sum())  # rounding is spread evenly over d coordinates
+        found.put_noisy(name, value, floor, degenerate, NO_WITHIN if rank else COINCIDE)
     trace_within = float(share @ traces)
     trace_between = float((about_centre**2).sum() / classes)
     weighted = float(share @ (about_sample**2).sum(1))
@@ -91,8 +94,8 @@ def put_variability(found: Found, stats: SplitStatistics) -> None:
     found.put_noisy("cdnv", value, floor, degenerate, "two class means coincide")
 
 
-def rounding_variance(moments: object) -> float:
-    """Return E|delta h|^2 that storing the features in their dtype can make: eps^2 E|h|^2, an upper estimate by a factor of 3 to 12."""
+def rounding_variance(moments: ClassMoments) -> float:
+    """Return eps^2 E|h|^2: what storing the features in their dtype can add to E|h - mu|^2, 3 to 12 times over."""
     share = moments.counts / moments.counts.sum()
     return moments.eps**2 * float(share @ ((moments.means**2).sum(1) + moments.traces))
 
@@ -160,7 +163,7 @@ def put_classifier(found: Found, classifier: tuple[np.ndarray, np.ndarray], mean
 
 
 def put_prediction(found: Found, means: np.ndarray, gram: np.ndarray, complete: bool) -> None:
-    """The distance to a predicted Gram: about mu_C where the prediction's means sum to zero, about the origin where they do not."""
+    """The distance to a predicted Gram: about mu_C where the predicted means sum to zero, about the origin where they do not."""
     if not complete:
         found.put("nc2_to_prediction", math.nan, PARTIAL)
         return

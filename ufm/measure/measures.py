@@ -60,7 +60,7 @@ class Measures(Mapping):
         return len(self.values_)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return one dict per value with centres, metric, value (None for nan, with its reason) and flag: the rows of metrics.jsonl."""
+        """Return one dict per value: centres, metric, value (None for nan, with its reason), flag. The rows of metrics.jsonl."""
         listed = [("self", name, value) for name, value in self.own.items()]
         listed += [(self.centres.get(name, "self"), name, value) for name, value in self.values_.items()]
         rows = []

@@ -106,7 +106,7 @@ class ClassMoments:
 
 
 def first_means(features: torch.Tensor, labels: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
-    """Return class means good enough to subtract, (K, d) float64; absent classes get zero. RequestError for a non-finite feature."""
+    """Return class means good enough to subtract, (K, d) float64, zero where absent. RequestError for a non-finite feature."""
     sums = class_sums(features, labels, len(counts))
     means = sums / torch.from_numpy(np.maximum(counts, 1)).to(sums.device)[:, None]
     if not bool(torch.isfinite(means).all()):

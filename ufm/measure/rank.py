@@ -13,7 +13,7 @@ NUMERIC = 1e-2  # a singular value counts when it is above this share of the lar
 
 
 def spectrum(matrix: Any) -> np.ndarray:
-    """Return the singular values of `matrix` (m, d), descending, float64. RequestError for a wrong shape or a non-finite entry."""
+    """Return the singular values of `matrix` (m, d), descending, float64. RequestError for a wrong shape or an infinite entry."""
     return np.linalg.svd(as_matrix(matrix, (None, None), "matrix"), compute_uv=False)
 
 

@@ -13,7 +13,10 @@ from ufm.measure.moments import SCATTER_LIMIT, ClassMoments, add_scatter, first_
 from ufm.measure.names import NEEDS_SCATTER
 
 REFINE = 1e-7  # means worse than this share of their spread are improved by one more read before anything is projected
-TINY = {torch.float32: 1e4, torch.float64: 1e7}  # in rounding units of the means: a smaller within-class spread needs better means
+TINY = {
+    torch.float32: 1e4,
+    torch.float64: 1e7,
+}  # in rounding units of the means: a smaller within-class spread needs better means
 
 
 @dataclass(frozen=True, eq=False)
