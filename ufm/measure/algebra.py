@@ -7,6 +7,7 @@ import numpy as np
 from ufm.errors import RequestError
 
 EPS = float(np.finfo(np.float64).eps)
+RIGID = 1e-6  # share of the class means in directions without within-class variance that is more than float32 rounding
 
 
 def pinv_factor(between: np.ndarray) -> tuple[np.ndarray, int]:
@@ -111,4 +112,9 @@ def whiten(within: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     values, vectors = np.linalg.eigh(correlation)
     full = values > len(values) * EPS * values[-1]
     scaled = (rows[:, live] / scale[live]) @ vectors
-    return scaled[:, full] / np.sqrt(values[full]), np.concatenate([dead, scaled[:, ~full]], axis=1)
+    null = scaled[:, ~full]
+    if np.linalg.norm(null) <= RIGID * np.linalg.norm(
+        scaled
+    ):  # rounding: features in a flat of fewer dimensions have no rigid part
+        null = null[:, :0]
+    return scaled[:, full] / np.sqrt(values[full]), np.concatenate([dead, null], axis=1)
