@@ -108,7 +108,7 @@ def batches(
 
 def first_inputs(model: nn.Module, data: Batches, device: torch.device) -> Tensor:
     """Return the first two inputs, prepared: the example that `plan_layers` traces."""
-    if not isinstance(data, Split) and iter(data) is data:
+    if isinstance(data, Iterator):  # asking a DataLoader for its iterator would already draw from its generator
         raise RequestError("the data is an iterator, used up after one pass; give a DataLoader or a list of batches")
     with undisturbed(data):
         for x, _ in batches(model, data, device, 2, 2**31):
