@@ -20,7 +20,7 @@ from ufm.tables import suggest
 WIDTHS = {"neurips": 5.5, "icml": 3.25, "iclr": 5.5, "jmlr": 6.0, "tmlr": 6.5}
 # Letters next to a caption of 9 or 10 pt: one size smaller for labels, never under 7 pt.
 SIZES = {"neurips": (8.0, 7.0), "icml": (7.5, 7.0), "iclr": (8.0, 7.0), "jmlr": (9.0, 8.0), "tmlr": (8.5, 7.5)}
-NARROWEST, WIDEST = 60.0, 500.0  # mm: below, two labels no longer fit beside each other; above, it is a poster
+NARROWEST, WIDEST = 75.0, 500.0  # mm: below, two labels no longer fit beside each other; above, it is a poster
 WIDE = 4.2  # inches: from here on panels stand side by side
 MM_PER_INCH = 25.4
 LONGEST_LABEL = 28  # characters of a user's own text in a legend or a tick label

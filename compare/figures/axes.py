@@ -18,12 +18,14 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullL
 from compare.figures.series import Curve
 from compare.style import Look, Style
 
+EXTREMES = (1e-150, 1e150)  # beyond, a log axis' own limits leave float64
 MOST_TICKS = 6  # labelled decades on one axis
-NC1 = r"NC1$\,{=}\,\mathrm{Tr}(\Sigma_W\Sigma_B^{+})/K$"
+MOST_MINOR = 40  # decades with a tick of their own
+NC1 = r"NC1$=\mathrm{Tr}(\Sigma_W\Sigma_B^{+})/K$"
 
 
 def panels(style: Style, rows: int, columns: int, height: float, **shared: Any) -> tuple[Figure, np.ndarray]:
-    """Return a figure of the style's width with rows x columns panels, `height` inches each row, and the panels (rows, columns)."""
+    """Return a figure of the style's width with its panels (rows, columns), `height` inches a row."""
     figure = Figure(figsize=(style.width, rows * height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.03)
@@ -49,11 +51,10 @@ class LogAxis:
         parts = [np.concatenate([c.value, c.low, c.high]) for c in curves] + [np.array(list(extra), float)]
         values = np.concatenate(parts)
         values = values[np.isfinite(values) & (values > 0)]
-        if not len(values):
-            values = np.array([1e-2, 1.0])
+        values = np.clip(values, *EXTREMES) if len(values) else np.array([1e-2, 1.0])
         # An interval may reach far below the points (few seeds): it is cut one decade below the smallest point.
         points = np.concatenate([c.value[~c.censored] for c in curves] or [values])
-        points = points[np.isfinite(points) & (points > 0)]
+        points = np.clip(points[np.isfinite(points) & (points > 0)], *EXTREMES)
         floor = points.min() / 10 if len(points) else values.min()
         top = points.max() * 10 if len(points) else values.max()
         low, high = max(values.min(), floor) / 1.25, min(values.max(), top) * 1.25
@@ -109,7 +110,8 @@ def decades(low: float, high: float) -> tuple[list[float], list[float]]:
         return steps, [t for t in fine if not any(math.isclose(t, s) for s in steps)]
     stride = -(-len(powers) // MOST_TICKS)
     keep = [p for i, p in enumerate(powers) if (len(powers) - 1 - i) % stride == 0]
-    return keep, fine if stride == 1 else [p for p in powers if p not in keep]
+    # Each tick is an object: hundreds of them (a range of 300 decades) take seconds.
+    return keep, fine if stride == 1 else [p for p in powers if p not in keep and len(powers) <= MOST_MINOR]
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
@@ -136,7 +138,7 @@ def time_axis(ax: Axes, curves: Iterable[Curve], along: str) -> str:
     later = times[times > 0]
     untrained = bool((times == 0).any())
     label = ("Epoch" if along == "epoch" else "Step") + " at fixed $n$" + (" (0: untrained)" if untrained else "")
-    if not len(later) or later.max() <= 12 * max(later.min(), 1e-300) and untrained:
+    if not len(later) or (untrained and later.max() <= 12 * later.min()):
         _linear_time(ax, times)
         return label
     low, high = float(later.min()), float(later.max())
@@ -220,9 +222,9 @@ def draw_curve(
             zorder=order, gid=f"curve:{curve.key}", label=label, solid_capstyle="round", dash_capstyle="butt")  # fmt: skip
     legend.line(label, look)
     if curve.censored.any():
-        at = curve.x[curve.censored]
-        ax.plot(at, np.full(len(at), axis.zero), linestyle="none", color=look.color, markevery=0.06 if len(at) > 8 else None, zorder=4,
-                gid=f"zero:{curve.key}", label="_", **{**ZERO_MARK, "markersize": zero_size})  # fmt: skip
+        at, mark = curve.x[curve.censored], {**ZERO_MARK, "markersize": zero_size, "color": look.color, "label": "_"}
+        every = 0.06 if len(at) > 8 else None
+        ax.plot(at, np.full(len(at), axis.zero), linestyle="none", markevery=every, zorder=4, gid=f"zero:{curve.key}", **mark)
         legend.mark("zero or below the noise floor", color="#444444", **ZERO_MARK)
     for x, y in curve.ends:
         place = y if y > axis.bottom else axis.zero or axis.bottom
@@ -251,13 +253,12 @@ def finish(figure: Figure, style: Style, legend: Legend, below: str = "") -> Non
     if handles:
         box = _fitting_legend(figure, style, handles)
         gap = 0.05
-        height = box.get_window_extent().height / figure.dpi + gap
+        height = box.get_window_extent(figure.canvas.get_renderer()).height / figure.dpi + gap
         width, panels_height = figure.get_size_inches()
         total = round(panels_height + height, 2)
         figure.set_size_inches(width, total)
         figure.get_layout_engine().set(rect=(0, height / total, 1, 1 - height / total))
-    for _ in range(3):  # the constrained layout settles in two passes; the third is for narrow figures
-        figure.draw_without_rendering()
+    figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
     if below:
         _label_below(figure, bottom, below, style)
@@ -280,8 +281,7 @@ def _fitting_legend(figure: Figure, style: Style, handles: list[Any]) -> Any:
     for columns in range(min(4, len(handles)), 0, -1):
         box = figure.legend(handles=in_rows(handles, columns), loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=columns)
         box.set_in_layout(False)
-        figure.draw_without_rendering()
-        if columns == 1 or box.get_window_extent().width / figure.dpi <= style.width - 0.04:
+        if columns == 1 or box.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi <= style.width - 0.04:
             return box
         box.remove()
     raise AssertionError("a legend of one column is always returned")

@@ -38,7 +38,7 @@ class Fit:
 
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
-    """Draw NC1 (row 1) and the nearest-class-mean error (row 2) against depth, for train (left) and test (right), at up to 4 epochs.
+    """Draw NC1 (top) and the nearest-class-mean error (bottom) against depth, train (left) and test (right), at up to 4 epochs.
 
     Train, last epoch: the log-linear fit D_l = D_0 rho^l (He & Su 2023) with rho and Pearson's r. Test: D_0 rho^l + 2 err,
     two parameters from train and the third from the test error.
@@ -191,15 +191,16 @@ def _notes(names: Sequence[str], fit: Fit | None, separation: Any, laws: Mapping
     every = [c for curves in separation.values() for c in curves]
     notes = [
         "Layers: " + ", ".join(f"{i} {escape(name)}" for i, name in enumerate(names)) + ".",
-        f"Means over {seed_counts(every)} with 95 % Student-t intervals (NC1: of the log mean; errors: joined with the sample's own).",
+        f"Means over {seed_counts(every)} with 95 % Student-t intervals (NC1: of the log mean; errors: and the sample's).",
     ]
     if fit is not None:
         notes.append(
-            f"Fit to train at the last epoch, D_l = D_0 rho^l: rho = {fit.rho:.4g} (95 % half-width over seeds {fit.half:.2g}), r = {fit.pearson:.4f}."
+            f"Fit to train at the last epoch, D_l = D_0 rho^l: rho = {fit.rho:.4g} (95 % half-width over seeds "
+            f"{fit.half:.2g}), r = {fit.pearson:.4f}."
         )
     if "test" in laws:
         notes.append(
-            "Test law D_0 rho^l + 2 err: D_0 and rho from train, err from the last layer's test error; no parameter is fitted to test NC1."
+            "Test law D_0 rho^l + 2 err: D_0 and rho from train, err the last layer's test error; nothing is fitted to test NC1."
         )
     notes.append("Limits: training time grows at a fixed training set (t, then n).")
     return tuple(notes)

@@ -24,7 +24,7 @@ OPTIMUM = "Theory, train: 0 (simplex ETF)"
 
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
-    """Draw NC1 (`nc1_pinv`), NC2 (`nc2_etf_means`, `_weights`), NC3 (`nc3_papyan`) and NC4 (`nc4_disagreement`) against the epoch.
+    """Draw NC1 (`nc1_pinv`), NC2 (`nc2_etf_means`, `_weights`), NC3 (`nc3_papyan`), NC4 (`nc4_disagreement`) against the epoch.
 
     Every one is 0 at the optimum of the balanced unconstrained-features model with d >= K - 1; theory says so of train alone.
     Test values are about the test set's own means (NC4: its own class means too).
@@ -98,8 +98,10 @@ def _panel(ax: Any, spec: tuple[Any, ...], curves: Mapping[str, Curve], legend: 
 def _notes(every: list[Curve], found: Mapping[str, Mapping[str, Curve]]) -> tuple[str, ...]:
     notes = [
         f"Geometric means (NC4: arithmetic) over {seed_counts(every)} with 95 % Student-t intervals (NC1-NC3: of the log mean).",
-        "G: unit-Frobenius Gram of the centred class means (or of the classifier's rows); W, M: unit-Frobenius weights and centred means.",
-        "Limits: training time grows at a fixed training set (t, then n). Epoch 0 is the untrained network; theory speaks of train alone.",
+        "G: unit-Frobenius Gram of the centred class means (or of the classifier's rows); "
+        "W, M: unit-Frobenius weights and centred means.",
+        "Limits: training time grows at a fixed training set (t, then n). Epoch 0 is the untrained network; "
+        "theory speaks of train alone.",
     ]
     missing = [name.upper() for name, curves in found.items() if not any(curves.values())]
     if missing:

@@ -122,8 +122,8 @@ def _notes(curves: list[Curve], samples: float, lines: Mapping[str, Curve]) -> t
         else "over seeds alone (the number of test samples is not recorded)"
     )
     notes = [
-        f"Curves are means over {seed_counts(curves)} (geometric for NC1) with 95 % Student-t intervals (of the log mean for NC1); "
-        f"error rates and the lines drawn from them: {sample}.",
+        f"Curves are means over {seed_counts(curves)} (geometric for NC1) with 95 % Student-t intervals "
+        f"(of the log mean for NC1); error rates and the lines drawn from them: {sample}.",
         "Limits: training time grows at a fixed training set (t, then n). Epoch 0 is the untrained network.",
     ]
     if not all(lines.values()):

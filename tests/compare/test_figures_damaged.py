@@ -1,0 +1,91 @@
+"""Tables that lack something, or hold something they should not: every figure draws what is there or says one line."""
+
+import numpy as np
+import pytest
+from figure_tables import change, collisions, keep, make, table_for
+
+from compare import figures
+from compare.figures.drawing import csv_text
+from compare.style import Style
+from ufm.errors import RequestError
+
+NAMES = list(figures.FIGURES)
+TABLE = table_for("trajectory")
+
+
+DAMAGES = {
+    "one seed": lambda t: keep(t, t["seed"] == 0),
+    "one epoch": lambda t: keep(t, t["epoch"] == 375),
+    "untrained alone": lambda t: keep(t, t["epoch"] == 0),
+    "no test": lambda t: keep(t, t["split"] == "train"),
+    "no train": lambda t: keep(t, t["split"] == "test"),
+    "no error": lambda t: keep(t, np.array(["error" not in m for m in t["measure"]])),
+    "no nc1": lambda t: keep(t, np.array(["nc1" not in m for m in t["measure"]])),
+    "one layer": lambda t: keep(t, np.isin(t["layer"], ["penultimate", "network"])),
+    "all NaN": lambda t: change(t, np.ones(len(t["value"]), bool), value=np.nan),
+    "NaN here and there": lambda t: change(t, np.arange(len(t["value"])) % 3 == 0, value=np.nan),
+    "all zero": lambda t: change(t, np.ones(len(t["value"]), bool), value=0.0),
+    "negative": lambda t: change(t, t["epoch"] > 3, value=-1.0),
+    "infinite": lambda t: change(t, t["epoch"] == 5, value=np.inf),
+    "huge": lambda t: change(t, t["epoch"] == 5, value=1e300),
+    "tiny": lambda t: change(t, t["epoch"] == 5, value=1e-300),
+    "all diverged": lambda t: change(t, t["epoch"] > 8, value=np.nan),
+    "one diverged": lambda t: change(t, (t["epoch"] > 8) & (t["seed"] == 1), value=np.nan),
+    "below the floor": lambda t: change(t, t["epoch"] > 40, flag="below_floor"),
+    "hostile layers": lambda t: change(t, t["layer"] == "hidden1", layer="$\\frac{\n\x1b[2J" + "x" * 300),
+    "empty": lambda t: keep(t, np.zeros(len(t["value"]), bool)),
+    "two settings": lambda t: make(seeds=1, epochs=(0, 1), cells=("a$_\\", "b\n")),
+    "no epochs": lambda t: change(t, np.ones(len(t["value"]), bool), epoch=-1, step=-1),
+    "no value column": lambda t: {name: column for name, column in t.items() if name != "value"},
+    "text for a number": lambda t: {**t, "value": np.array(["x"] * len(t["value"]), dtype=object)},
+    "few columns": lambda t: {name: t[name] for name in ("measure", "value")},
+}
+REFUSED = {"empty", "two settings", "no value column", "text for a number", "few columns", "no epochs", "all NaN"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_any_table_gives_a_figure_or_one_line(name, damage):
+    style = Style.of("icml")
+    try:
+        drawing = figures.draw(name, DAMAGES[damage](table_for(name)), style)
+    except RequestError as error:
+        assert "\n" not in str(error) and "\x1b" not in str(error) and len(str(error)) < 300
+        assert damage in REFUSED or (name, damage) in ACCEPTED_REFUSALS
+        return
+    assert damage not in REFUSED
+    assert collisions(drawing.figure) == []
+    assert "inf" not in csv_text(drawing).replace("inference", "")
+
+
+ACCEPTED_REFUSALS = {("layers", "one layer"), ("layers", "no nc1")}
+
+
+def test_a_run_that_diverged_is_a_marked_gap():
+    drawing = figures.draw("trajectory", DAMAGES["all diverged"](TABLE), Style.of("neurips"))
+    ax = drawing.figure.axes[0]
+    line = next(line for line in ax.lines if line.get_gid() == "curve:train")
+    x, y = line.get_xydata().T
+    assert np.isfinite(y[x <= 8]).all() and not np.isfinite(y[x > 8]).any()
+    crosses = [line for line in ax.lines if line.get_gid() == "end:train"]
+    assert len(crosses) == 5 and all(cross.get_xdata() == [8] for cross in crosses)
+    assert any("diverged" in text.get_text() for text in drawing.figure.legends[0].get_texts())
+    assert any("end before the last epoch" in note for note in drawing.notes)
+
+
+def test_zeros_and_values_below_the_floor_are_marks_at_the_axis_bottom():
+    drawing = figures.draw("trajectory", DAMAGES["below the floor"](TABLE), Style.of("neurips"))
+    ax = drawing.figure.axes[0]
+    marks = next(line for line in ax.lines if line.get_gid() == "zero:train")
+    assert list(marks.get_xdata()) == [75, 140, 260, 375]
+    zero = [label.get_position()[1] for label in ax.get_yticklabels() if label.get_text() == "0"]
+    assert set(marks.get_ydata()) == set(zero) and zero[0] > ax.get_ylim()[0]
+    smallest = min(np.nanmin(line.get_ydata()) for line in ax.lines if str(line.get_gid()).startswith("curve:t"))
+    assert zero[0] < smallest
+
+
+def test_the_untrained_network_is_drawn():
+    drawing = figures.draw("trajectory", TABLE, Style.of("neurips"))
+    for ax in drawing.figure.axes:
+        assert ax.get_xlim()[0] < 0 and "untrained" in ax.get_xlabel()
+        assert "0" in [label.get_text() for label in ax.get_xticklabels()]
