@@ -1,0 +1,85 @@
+"""What every benchmark shares: process CPU time, medians, ratios side by side, hardware and versions, one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")  # before torch and numpy start theirs
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: seconds of process CPU time (median), per unit of work done by each side."""
+
+    task: str
+    ours: float
+    alternative: str
+    theirs: float
+    reach: float  # the ratio to reach, from the project's targets
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """How many times less than the alternative."""
+        return self.theirs / self.ours
+
+
+def cpu_seconds(work: Callable[[], Any], trials: int = 5) -> float:
+    """Return the median process CPU time of `trials` calls, after one that warms caches and imports."""
+    work()
+    spent = []
+    for _ in range(trials):
+        begun = time.process_time()
+        work()
+        spent.append(time.process_time() - begun)
+    return statistics.median(spent)
+
+
+def once(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return (process CPU time, result) of one call: for an alternative too slow to repeat."""
+    begun = time.process_time()
+    result = work()
+    return time.process_time() - begun, result
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """Read `--json FILE` and `--trials N`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, help="write the rows, hardware and versions here")
+    parser.add_argument("--trials", type=int, default=5, help="calls per median (default 5)")
+    return parser.parse_args()
+
+
+def report(rows: list[Row], options: argparse.Namespace) -> None:
+    """Print the comparison; write it with hardware and versions when asked."""
+    import torch
+
+    from ufm.provenance import environment
+
+    torch.set_num_threads(1)
+    for row in rows:
+        verdict = "reached" if row.ratio >= row.reach else "not reached"
+        print(
+            f"{row.task}\n  ours {row.ours:.3g}   {row.alternative} {row.theirs:.3g}   ratio {row.ratio:.3g} ({verdict}: {row.reach:g})"
+        )
+        if row.note:
+            print(f"  {row.note}")
+    document = {
+        "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
+        "trials": options.trials,
+        "environment": environment(),
+    }
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    sys.stdout.flush()
