@@ -99,5 +99,5 @@ STRUCTURES: dict[str, Entry] = {
     "gof": Entry("ufm.theory.candidates:general_orthogonal_frame", "orthogonal, lengths by class size", "d >= K", "dang2023"),
     "seli": Entry("ufm.theory.candidates:seli", "simplex-encoded labels interpolation", "d >= K-1", "thrampoulidis2022"),
     "code": Entry("ufm.theory.candidates:code", "symmetric softmax code", "K > d+1", "jiang2023"),
-    "zero": Entry("ufm.theory.zero:candidate", "the zero solution with its best bias", "convex loss, ridge"),
+    "zero": Entry("ufm.theory.zero:candidate", "the zero solution with its best bias", "convex loss, ridge", "hong2023"),
 }
