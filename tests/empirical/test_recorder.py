@@ -1,0 +1,162 @@
+"""The Recorder in a plain loop: what it writes, that it changes nothing, and that it goes on."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import empirical
+from empirical.recorder import log_spaced
+from ufm.errors import RequestError, RunError
+from ufm.record import Run
+
+CLASSES = 3
+
+
+def data(samples, seed):
+    draw = torch.Generator().manual_seed(seed)
+    y = torch.arange(samples) % CLASSES
+    return 3 * torch.eye(CLASSES, 6)[y] + torch.randn(samples, 6, generator=draw), y
+
+
+def loaders():
+    """Shuffling draws from torch's global generator, as in most people's scripts."""
+    train, test = TensorDataset(*data(60, 1)), TensorDataset(*data(30, 2))
+    return DataLoader(train, batch_size=20, shuffle=True), DataLoader(test, batch_size=30)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, CLASSES))
+
+
+def fit(model, batches, epochs, recorder=None):
+    """A plain loop, with two added lines."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    if recorder:
+        recorder.epoch(0)
+    for epoch in range(1, epochs + 1):
+        model.train()
+        for x, y in batches:
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimiser.step()
+            if recorder:
+                recorder.step()
+        if recorder:
+            recorder.epoch(epoch, {"lr": optimiser.param_groups[0]["lr"]})
+
+
+def test_a_plain_loop_end_to_end(tmp_path):
+    model, (train, test) = network(), loaders()
+    with empirical.Recorder(tmp_path, model, train, test, name="plain", seed=2, at=[0, 2], layers="all") as recorder:
+        fit(model, train, 5, recorder)
+    run = Run.open(recorder.path)
+    run.verify()
+    assert run.done and run.seed == 2 and run.read_json("result.json")["epoch"] == 5
+    assert recorder.path.parent.parent == tmp_path / "measure" and run.config["layers"] == ["input", "penultimate", "logits"]
+    rows = run.rows("metrics.jsonl")
+    assert [e for e, _ in itertools.groupby(r["epoch"] for r in rows)] == [0, 2, 5]  # the final state is always measured
+    assert {(r["epoch"], r["step"]) for r in rows} == {(0, 0), (2, 6), (5, 15)}
+    assert {r["seed"] for r in rows} == {2}
+    (lr,) = (r for r in rows if r["metric"] == "lr")
+    assert (lr["layer"], lr["epoch"], lr["value"]) == ("network", 2, 0.1)
+    now = empirical.measure(model, train, test)
+    written = [r for r in rows if r["epoch"] == 5]
+    assert len(written) == len(now)
+    for was, row in zip(written, now, strict=True):
+        assert {k: was[k] for k in ("split", "layer", "centres", "metric")} == {
+            k: v for k, v in row.items() if k in was and k != "value"
+        }
+        assert was["value"] == pytest.approx(row["value"], rel=1e-4, abs=1e-6)  # float32 features in another order
+    value = {
+        r["epoch"]: r["value"]
+        for r in rows
+        if r["metric"] == "nc1_pinv" and r["layer"] == "penultimate" and r["split"] == "train"
+    }
+    assert value[5] < value[0]  # it did learn
+    np.testing.assert_array_equal(run.read_tensors("tensors.safetensors")["weight"], model[4].weight.detach().double().numpy())
+
+
+def test_recording_does_not_change_the_training(tmp_path):
+    finals = []
+    for record in (False, True):
+        model, (train, test) = network(), loaders()
+        if record:
+            with empirical.Recorder(tmp_path, model, train, test, at="every") as recorder:
+                fit(model, train, 4, recorder)
+        else:
+            fit(model, train, 4)
+        finals.append((model.state_dict(), torch.get_rng_state()))
+    (plain, state), (recorded, other) = finals
+    assert all(torch.equal(plain[key], recorded[key]) for key in plain) and torch.equal(state, other)
+
+
+def test_an_interrupted_loop_goes_on(tmp_path):
+    model, (train, test) = network(), loaders()
+    keep = {}
+    with pytest.raises(KeyError), empirical.Recorder(tmp_path, model, train, test, at="every") as recorder:
+        fit(model, train, 3, recorder)
+        keep["epoch 3"] = [r for r in Run.open(recorder.path).rows("metrics.jsonl") if r["epoch"] <= 2]
+        raise KeyError
+    assert not Run.open(recorder.path).done and recorder.path.joinpath("metrics.jsonl").exists()
+    with empirical.Recorder(tmp_path, model, train, test, at="every") as again:
+        assert again.path == recorder.path and again.recorded == [0, 1, 2, 3]
+        again.steps = 9
+        again.epoch(3)  # the checkpoint was at epoch 2, so epoch 3 comes again
+        again.epoch(4)
+    run = Run.open(again.path)
+    rows = run.rows("metrics.jsonl")
+    assert run.done and [e for e, _ in itertools.groupby(r["epoch"] for r in rows)] == [0, 1, 2, 3, 4]
+    assert rows[: len(keep["epoch 3"])] == keep["epoch 3"]
+    points = [(r["epoch"], r["split"], r["layer"], r["centres"], r["metric"]) for r in rows]
+    assert len(set(points)) == len(points)
+    before = again.path.joinpath("metrics.jsonl").read_bytes()
+    empirical.Recorder(tmp_path, model, train, test, at="every").close()  # opened and closed: still done, nothing changed
+    assert Run.open(again.path).done and again.path.joinpath("metrics.jsonl").read_bytes() == before
+
+
+def test_one_writer_and_separate_seeds(tmp_path):
+    model, (train, test) = network(), loaders()
+    with empirical.Recorder(tmp_path, model, train, test, seed=0) as first:
+        with pytest.raises(RunError):
+            empirical.Recorder(tmp_path, model, train, test, seed=0)
+        with empirical.Recorder(tmp_path, model, train, test, seed=1) as second:
+            assert first.path.parent == second.path.parent and first.path != second.path
+        with empirical.Recorder(tmp_path, model, train, test, config={"lr": 0.1}) as other:
+            assert other.path.parent != first.path.parent  # another setting
+    with pytest.raises(RequestError, match="closed"):
+        first.epoch(0)
+
+
+def test_wrong_requests_create_nothing(tmp_path):
+    model, (train, test) = network(), loaders()
+    wrong = [
+        ({"at": "sometimes"}, "not known"),
+        ({"at": [-1]}, "epochs >= 0"),
+        ({"at": []}, "epochs >= 0"),
+        ({"layers": "nowhere"}, "unknown layer"),
+        ({"name": "../up"}, "name"),
+        ({"seed": -1}, "seed"),
+        ({"config": {"lr": float("nan")}}, "strict JSON"),
+        ({"classifier": "9"}, "classifier"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(RequestError, match=message):
+            empirical.Recorder(tmp_path / "out", model, train, test, **options)
+    with pytest.raises(RequestError, match="used up"):
+        empirical.Recorder(tmp_path / "out", model, train, iter(test))
+    assert not (tmp_path / "out").exists()
+    with empirical.Recorder(tmp_path / "out", model, train, test) as recorder, pytest.raises(RequestError, match="epoch -1"):
+        recorder.epoch(-1)
+
+
+def test_log_spacing_needs_no_end():
+    due = [epoch for epoch in range(1025) if log_spaced(epoch)]
+    assert due[:12] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13]
+    assert {64, 128, 256, 512, 1024} < set(due) and len(due) < 40
+    ratios = [b / a for a, b in itertools.pairwise(due[8:])]
+    assert max(ratios) < 1.3 and min(ratios) >= 1.1
