@@ -67,11 +67,12 @@ def _base(value: Any) -> Any:
     return value
 
 
-def dump_json(value: Any, *, indent: int | None = None) -> bytes:
+def dump_json(value: Any, *, indent: int | None = None, sort: bool = False) -> bytes:
     """Return strict JSON as ASCII bytes with full-precision numbers; RequestError for NaN, infinities, foreign types."""
     try:
         separators = (",", ": ") if indent else (",", ":")
-        return json.dumps(json_ready(value), allow_nan=False, indent=indent, separators=separators).encode("ascii")
+        text = json.dumps(json_ready(value), allow_nan=False, indent=indent, separators=separators, sort_keys=sort)
+        return text.encode("ascii")
     except ValueError as error:
         if isinstance(error, RequestError):
             raise

@@ -17,13 +17,7 @@ _HASHED = re.compile(rf"(.+)-([0-9a-f]{{{DIGITS}}})")
 
 def setting_hash(config: Mapping[str, Any]) -> str:
     """Return the SHA-256 (64 hex digits) of `config` as strict JSON with sorted keys."""
-    return files.digest(files.dump_json(_sorted(files.json_ready(config))))
-
-
-def _sorted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _sorted(value[k]) for k in sorted(value)}
-    return [_sorted(v) for v in value] if isinstance(value, list) else value
+    return files.digest(files.dump_json(config, sort=True))
 
 
 def document_of(system: str, name: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ The hash is SHA-256 of the setting, so that the same request finds the same fold
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,6 +41,7 @@ class Run:
         self._lock: files.Lock | None = None
         self._manifest: dict[str, dict[str, Any]] | None = None
         self._started = False
+        self._holds_whole = False
 
     # --- opening -------------------------------------------------------------------------------------------------
 
@@ -124,9 +126,11 @@ class Run:
         if not (setting_path / "config.json").is_file():
             raise RequestError(f"{path} is no run folder (it has no config.json); name a folder such as runs/single/NAME-HASH")
         run = cls(path, identity.read_document(setting_path), seed, None)
-        env = path / "env.json"
-        if env.exists():
-            run.environment = run.read_json("env.json")
+        recorded = [path / "env.json", *sorted(path.glob("env-*-of-*.json"))]
+        for env in recorded:
+            if env.is_file():
+                run.environment = run.read_json(env.name)
+                break
         return run
 
     # --- reading -------------------------------------------------------------------------------------------------
@@ -190,8 +194,8 @@ class Run:
         if self.done:
             if not manifest:
                 raise RunError(f"{self.path / 'manifest.json'} is missing though the run is done; restore it from a copy")
-            stated = files.read_bytes(self.path / "done").decode("ascii", "replace").strip()
-            if stated != files.digest(files.read_bytes(self.path / "manifest.json")):
+            stated = files.read_bytes(self.path / "done")
+            if stated != _mark_of(files.read_bytes(self.path / "manifest.json")):
                 raise RunError(f"{self.path / 'done'} does not match manifest.json; restore both from a copy")
         for file, sealed in sorted(manifest.items()):
             identity.check_sealed(self.path / file, files.read_bytes(self.path / file), sealed)
@@ -248,15 +252,15 @@ class Run:
         if self.shard is None:
             return self._seal()
         number = self.shard[1]
-        last = files.Lock(self.path / ".lock", wait=True)
-        try:
+        with self._whole_run():
             parts = [self.path / f"result-{i}-of-{number}.json" for i in range(number)]
-            if all(part.is_file() for part in parts):
-                joined = [self.read_json(part.name) for part in parts]
+            if not all(part.is_file() for part in parts):
+                return
+            self._manifest = None  # another shard may have sealed since
+            joined = [self.read_json(part.name) for part in parts]
+            if len({part.get("request") for part in joined}) == 1:  # else some belong to an earlier, smaller request
                 self.write_json("result.json", {"status": _worst(joined), "shards": joined})
                 self._seal()
-        finally:
-            last.release()
 
     def _seal(self) -> None:
         listed = {
@@ -268,8 +272,22 @@ class Run:
             listed["../config.json"] = identity.seal_of(files.read_bytes(self.setting_path / "config.json"))
         data = files.dump_json({"run_format": FORMAT, "files": listed}, indent=1) + b"\n"
         atomic_write(self.path / "manifest.json", data)
-        atomic_write(self.path / "done", f"{files.digest(data)}\n".encode())
+        atomic_write(self.path / "done", _mark_of(data))
         self._manifest, self._started = None, False
+
+    @contextlib.contextmanager
+    def _whole_run(self) -> Iterator[None]:
+        """Hold the run's own lock for what shards share, the manifest and `done`; who writes the whole run holds it already."""
+        if self.shard is None or self._holds_whole:
+            yield
+            return
+        lock = files.Lock(self.path / ".lock", wait=True)
+        self._holds_whole = True
+        try:
+            yield
+        finally:
+            self._holds_whole = False
+            lock.release()
 
     def close(self) -> None:
         """Free the writer's lock."""
@@ -298,11 +316,12 @@ class Run:
         if self._lock is None:
             raise RunError(f"{self.path} was opened for reading; use Run.create to write")
         if not self._started:
-            self._started = True
-            if self.done:
-                os.unlink(self.path / "done")
-                files.sync_folder(self.path)
+            with self._whole_run():
+                if self.done:
+                    os.unlink(self.path / "done")
+                    files.sync_folder(self.path)
             self._write_environment()
+            self._started = True
         return path
 
     def _replace(self, file: str, data: bytes) -> None:
@@ -312,9 +331,10 @@ class Run:
 
     def _unseal(self, file: str) -> None:
         """Take a file that is about to be replaced out of the manifest; appended files keep their sealed beginning."""
-        sealed = self._sealed()
-        if file in sealed:
-            kept = {name: value for name, value in sealed.items() if name != file}
+        if file not in self._sealed():
+            return
+        with self._whole_run():
+            kept = {name: value for name, value in identity.read_manifest(self.path).items() if name != file}
             atomic_write(self.path / "manifest.json", files.dump_json({"run_format": FORMAT, "files": kept}, indent=1) + b"\n")
             self._manifest = kept
 
@@ -375,6 +395,11 @@ def _not_writable(path: Path, error: OSError) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
         return RunError(f"{path} cannot be written ({error.strerror}); free some space or name another --out")
     return RequestError(f"{path} cannot be written ({error.strerror or error}); name another --out")
+
+
+def _mark_of(manifest: bytes) -> bytes:
+    """Return the content of `done`."""
+    return f"{files.digest(manifest)}\n".encode()
 
 
 def _worst(results: Sequence[Any]) -> Any:

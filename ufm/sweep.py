@@ -192,15 +192,16 @@ def execute(
     with Run.create(root, request.system.name, request.name, request.config, shard=shard, environment=environment) as run:
         drop_partial_chunk(run, file)
         known = _by_key(read_cells(run.path, full=False))
-        jobs = [job for chunk in request.chunks if (job := _job(request, chunk, known, device)) is not None]
+        keys = {i: request.key(i) for chunk in request.chunks for i in chunk}
+        jobs = [job for chunk in request.chunks if (job := _job(request, chunk, keys, known, device)) is not None]
         computed = 0
         if jobs:
             _keep_inputs(run, request.values)
             computed = _compute(run, file, jobs, known, workers, cluster, resume, advance)
-        keys = [request.key(i) for chunk in request.chunks for i in chunk]
+        rows = [known[key] for key in keys.values()]
         if computed or not run.done:
-            run.finish(_result(request, keys, known))
-        return Outcome(run.path, [_full(known[key], run.config) for key in keys], computed)
+            run.finish(_result(request, rows))
+        return Outcome(run.path, [_full(row, run.config) for row in rows], computed)
 
 
 def _compute(
@@ -231,16 +232,18 @@ def _compute(
     return computed
 
 
-def _job(request: Plan, chunk: Sequence[int], known: Mapping[str, Any], device: str) -> engine.Job | None:
+def _job(
+    request: Plan, chunk: Sequence[int], keys: Mapping[int, str], known: Mapping[str, Any], device: str
+) -> engine.Job | None:
     """Return the work of a chunk: its cells that are not recorded, or were lost with a worker."""
-    missing = [(key, i) for i in chunk if not _settled(known.get(key := request.key(i)))]
+    missing = [i for i in chunk if not _settled(known.get(keys[i]))]
     if not missing:
         return None
     return engine.Job(
         target=request.system.simulate,
-        keys=tuple(key for key, _ in missing),
-        tasks=tuple(request.task(i) for _, i in missing),
-        parameters=tuple(request.varied(i) for _, i in missing),
+        keys=tuple(keys[i] for i in missing),
+        tasks=tuple(request.task(i) for i in missing),
+        parameters=tuple(request.varied(i) for i in missing),
         device=device,
     )
 
@@ -259,8 +262,8 @@ def _keep_inputs(run: Run, values: Mapping[str, Sequence[Any]]) -> None:
                 run.write_bytes(kept, Path(value.path).read_bytes())
 
 
-def _result(request: Plan, keys: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    statuses = Counter(known[key]["status"] for key in keys)
+def _result(request: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    statuses = Counter(row["status"] for row in rows)
     whole = {
         "seeds": request.seeds,
         "cells": len(request),
@@ -268,7 +271,7 @@ def _result(request: Plan, keys: Sequence[str], known: Mapping[str, Any]) -> dic
     }
     return {
         "status": "done",
-        "cells": len(keys),
+        "cells": len(rows),
         "statuses": dict(sorted(statuses.items())),
         # Shards of one request only make a whole together.
         "request": setting_hash(whole)[:16],
