@@ -69,9 +69,8 @@ def report(rows: list[Row], options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     for row in rows:
         verdict = "reached" if row.ratio >= row.reach else "not reached"
-        print(
-            f"{row.task}\n  ours {row.ours:.3g}   {row.alternative} {row.theirs:.3g}   ratio {row.ratio:.3g} ({verdict}: {row.reach:g})"
-        )
+        sides = f"ours {row.ours:.3g}   {row.alternative} {row.theirs:.3g}"
+        print(f"{row.task}\n  {sides}   ratio {row.ratio:.3g} ({verdict}: {row.reach:g})")
         if row.note:
             print(f"  {row.note}")
     document = {
