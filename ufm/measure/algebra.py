@@ -7,7 +7,7 @@ import numpy as np
 from ufm.errors import RequestError
 
 EPS = float(np.finfo(np.float64).eps)
-RIGID = 1e-6  # share of the class means in directions without within-class variance that is more than float32 rounding
+RIGID = 1e-6  # a larger share of the means in directions without within-class variance is no rounding, not even of float32
 
 
 def pinv_factor(between: np.ndarray) -> tuple[np.ndarray, int]:
@@ -113,8 +113,6 @@ def whiten(within: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     full = values > len(values) * EPS * values[-1]
     scaled = (rows[:, live] / scale[live]) @ vectors
     null = scaled[:, ~full]
-    if np.linalg.norm(null) <= RIGID * np.linalg.norm(
-        scaled
-    ):  # rounding: features in a flat of fewer dimensions have no rigid part
-        null = null[:, :0]
+    if np.linalg.norm(null) <= RIGID * np.linalg.norm(scaled):
+        null = null[:, :0]  # rounding: features that lie in a flat of fewer dimensions have no rigid part
     return scaled[:, full] / np.sqrt(values[full]), np.concatenate([dead, null], axis=1)

@@ -12,11 +12,13 @@ import numpy as np
 
 from ufm.errors import RequestError
 from ufm.measure.arrays import as_features, as_labels, as_matrix
+from ufm.measure.blocks import class_counts
 from ufm.measure.centred import self_centred
+from ufm.measure.found import Found
 from ufm.measure.moments import ClassMoments
 from ufm.measure.names import COLLAPSE, DEFAULT, MEASURES, NOT_SCALAR, TRAIN_CENTRED
 from ufm.measure.reference import train_centred
-from ufm.measure.split import split_statistics
+from ufm.measure.split import SplitStatistics, means_basis, project, split_statistics
 from ufm.tables import find
 
 
@@ -102,25 +104,77 @@ def collapse(
     classifier, rows = _classifier(weight, bias, x.shape[1])
     known = classes if classes is not None else rows if rows is not None else len(reference.counts) if reference else None
     y, total = as_labels(labels, len(x), known, x.device)
-    if rows is not None and rows != total:
-        raise RequestError(f"weight has {rows} rows but there are {total} classes; they must agree: pass the whole classifier")
+    _check_rows(rows, total)
+    gram, ood_mean = _gram(predicted_gram, total), _ood_mean(ood, x.shape[1])
+    _check_present(class_counts(y, total))
     stats = split_statistics(x, y, total, eps, classifier, wanted)
-    absent = tuple(int(k) for k in np.flatnonzero(stats.moments.counts == 0))
-    if len(stats.moments.classes) < 2:
-        raise RequestError("only one class occurs in labels; the geometry of class means needs at least two classes")
-    if absent:
-        warnings.warn(f"no sample of class {', '.join(map(str, absent))}: left out of every mean over classes", stacklevel=2)
-    out = self_centred(stats, classifier, _gram(predicted_gram, total), _ood_mean(ood, x.shape[1]), wanted)
-    own: dict[str, float] = {}
-    centres = dict.fromkeys(out.values, "self")
+    about_train = None
     if reference is not None:
-        own = {"ncc_error": out.values["ncc_error"]} if "ncc_error" in out.values else {}
         about_train = train_centred(x, y, stats.moments.counts, reference, wanted & TRAIN_CENTRED)
+    return _report(stats, classifier, gram, ood_mean, wanted, about_train)
+
+
+def from_moments(
+    moments: ClassMoments,
+    *,
+    weight: Any = None,
+    bias: Any = None,
+    predicted_gram: Any = None,
+    ood: Any = None,
+    names: Iterable[str] | None = None,
+) -> Measures:
+    """Measure from `ClassMoments` alone, as merged from batches or workers: the same numbers as `collapse`, without the features.
+
+    Moments built with scatter=True give all but `ncc_error` and `nc4_disagreement`, which need every sample and are nan with
+    that reason; without the scatter the pinv forms, VCI and the ranks are nan as well. Other arguments as `collapse`.
+    """
+    wanted = _wanted(names)
+    _check_present(moments.counts)
+    total, dim = moments.means.shape
+    classifier, rows = _classifier(weight, bias, dim)
+    _check_rows(rows, total)
+    basis = means_basis(moments.means[moments.counts > 0])
+    within = None
+    if moments.scatter is not None:
+        within = project(project(moments.scatter, basis).T, basis) / moments.counts.sum()
+    stats = SplitStatistics(moments, basis, within, math.nan, math.nan)
+    return _report(stats, classifier, _gram(predicted_gram, total), _ood_mean(ood, dim), wanted, None)
+
+
+def _report(
+    stats: SplitStatistics,
+    classifier: tuple[np.ndarray, np.ndarray] | None,
+    gram: np.ndarray | None,
+    ood_mean: np.ndarray | None,
+    wanted: frozenset[str],
+    about_train: Found | None,
+) -> Measures:
+    """Put the statistics' measures, and those about train means where there are any, into one mapping."""
+    out = self_centred(stats, classifier, gram, ood_mean, wanted)
+    own = {}
+    centres = dict.fromkeys(out.values, "self")
+    if about_train is not None:
+        own = {"ncc_error": out.values["ncc_error"]} if "ncc_error" in out.values else {}
         out.update(about_train)
         centres.update(dict.fromkeys(about_train.values, "train"))
     counts = tuple(int(n) for n in stats.moments.counts)
+    absent = tuple(k for k, n in enumerate(counts) if n == 0)
     floor = out.floors.get("nc1_pinv", math.nan)
     return Measures(out.values, out.reasons, out.flags, out.floors, floor, out.rank, centres, counts, absent, own)
+
+
+def _check_present(counts: np.ndarray) -> None:
+    absent = np.flatnonzero(counts == 0)
+    if len(counts) - len(absent) < 2:
+        raise RequestError("fewer than two classes occur in labels; the geometry of class means needs two: pass more samples")
+    if len(absent):
+        text = ", ".join(map(str, absent))
+        warnings.warn(f"no sample of class {text}: left out of every mean over classes", stacklevel=3)
+
+
+def _check_rows(rows: int | None, total: int) -> None:
+    if rows is not None and rows != total:
+        raise RequestError(f"weight has {rows} rows but there are {total} classes; they must agree: pass the whole classifier")
 
 
 def _wanted(names: Iterable[str] | None) -> frozenset[str]:

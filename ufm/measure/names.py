@@ -12,12 +12,13 @@ def _row(definition: str, convention: str, reference: str = "", target: str = _C
 
 
 # name -> Entry(target, summary = the definition, assumptions = whose convention it is, reference).
-# mu_k class means, mu_C their mean, mu_S sample mean, M = [mu_k - mu_C], Sigma_W = (1/N) sum (h - mu_y)(h - mu_y)^T, Sigma_B = M^T M / K.
+# mu_k class means, mu_C their mean, mu_S the sample mean, M = [mu_k - mu_C] (K, d),
+# Sigma_W = (1/N) sum (h - mu_y)(h - mu_y)^T, Sigma_B = M^T M / K.
 MEASURES: dict[str, Entry] = {
     "nc1_pinv": _row("Tr(Sigma_W Sigma_B^+)/K", "Zhu 2021 (balanced), Kothapalli; the default", "zhu2021"),
     "nc1_pinv_sum": _row("Tr(Sigma_W Sigma_B^+), no /K", "Papyan's code; He & Su's D (centred by mu_S)", "papyan2020"),
     "nc1_pinv_sample": _row("Tr(Sigma_W Sigma_B^+)/K, Sigma_B about the sample mean", "common public code when imbalanced"),
-    "nc1_weighted": _row("Tr(Sigma_W Sigma_B^+), Sigma_B = sum n_k/N (mu_k - mu_S)(.)^T", "He & Su, imbalanced", "he2023"),
+    "nc1_weighted": _row("Tr(Sigma_W Sigma_B^+), Sigma_B = sum n_k/N (mu_k - mu_S)(.)^T", "He & Su, imbalanced", "hesu2023"),
     "nc1_trace": _row("Tr Sigma_W / Tr Sigma_B", "quotient form"),
     "nc1_total": _row("Tr Sigma_W / Tr Sigma_T, in [0, 1]", "Wu & Mondelli 2025", "wu2025"),
     "cdnv": _row("mean over pairs of (v_i + v_j)/(2 |mu_i - mu_j|^2), v = E|h - mu|^2", "Galanti 2022", "galanti2022"),
@@ -58,7 +59,7 @@ MEASURES: dict[str, Entry] = {
     "cdnv_strong": _row("cdnv with test scatter about train means over train-mean distances", "test; centres = train"),
     "spectrum": _row("the singular values, descending", "-", "", "ufm.measure.rank:spectrum"),
     "separation": _row(
-        "slope rho and Pearson r of log D_l over layers", "He & Su 2023", "he2023", "ufm.measure.layers:separation"
+        "slope rho and Pearson r of log D_l over layers", "He & Su 2023", "hesu2023", "ufm.measure.layers:separation"
     ),
     "balance": _row(
         "per layer lambda_l |W_l|_F^2 and -<Z, dfit/dZ>, equal at a stationary point",

@@ -11,7 +11,7 @@ import torch
 from ufm.errors import RequestError
 from ufm.measure.algebra import pair_distances, pinv_factor
 from ufm.measure.arrays import working_dtype
-from ufm.measure.blocks import residual_blocks
+from ufm.measure.blocks import class_counts, class_sums, residual_blocks
 from ufm.measure.centred import COINCIDE, pair_mean, rounding_variance
 from ufm.measure.found import Found
 from ufm.measure.moments import ClassMoments
@@ -24,7 +24,7 @@ def train_centred(
     """Return the measures of `features` about the means and the Sigma_B of `reference`.
 
     With |x|_B^2 = x^T Sigma_B^+ x and yhat the nearest train mean: strong = E|h - mu_y|_B^2/K, weak = E|h - mu_yhat|_B^2/K,
-    between = E|mu_yhat - mu_y|_B^2/K, cross = (2/K) E<h - mu_yhat, mu_yhat - mu_y>_B, and strong = weak + between + cross exactly.
+    between = E|mu_yhat - mu_y|_B^2/K, cross = (2/K) E<h - mu_yhat, mu_yhat - mu_y>_B: strong = weak + between + cross exactly.
     """
     found = Found(wanted)
     if reference.means.shape != (len(counts), features.shape[1]):
@@ -79,15 +79,15 @@ def _sums(
     """Return the sums over samples behind each measure, and per class sum |h - mu_k|^2."""
     wide = working_dtype(features.device)
     centres = torch.from_numpy(means).to(features)
-    lost = torch.from_numpy(project(means, basis) - project(centres.cpu().numpy().astype(np.float64), basis)).to(
-        centres.device, wide
-    )
+    gap = means - centres.cpu().numpy().astype(np.float64)  # what the features' dtype could not hold of the means
+    lost = torch.from_numpy(project(gap, basis)).to(centres.device, wide)
     judge = Judge(means, known, basis, None, centres)
     metric = torch.from_numpy(factor.T).to(centres.device, wide)  # |x|_B = |x metric|
     places = torch.from_numpy(project(means - means[known].mean(0), basis) @ factor.T).to(centres.device, wide)
     places[torch.from_numpy(~known)] = torch.inf
     totals = dict.fromkeys(("strong", "weak", "between", "cross", "wrong", "wrong_between"), 0.0)
-    scatter = np.zeros(len(means))
+    scatter, size = np.zeros(len(means)), class_counts(labels, len(means))
+    sums = torch.zeros(means.shape, dtype=wide, device=features.device)
     for block in residual_blocks(features, labels, centres):
         projected, _ = judge.project(block.residual)
         nearest = judge.nearest(projected, block.labels)
@@ -101,5 +101,7 @@ def _sums(
         totals["wrong"] += int((nearest != block.labels).sum())
         inside = torch.cdist(places[block.labels] + own, places).argmin(1)
         totals["wrong_between"] += int((inside != block.labels).sum())
+        sums += class_sums(block.residual, block.labels, len(means))
         scatter += np.bincount(block.labels.cpu().numpy(), block.squares.cpu().numpy(), minlength=len(means))
+    scatter += size * (gap**2).sum(1) - 2 * (gap * sums.cpu().numpy()).sum(1)
     return totals, scatter

@@ -13,10 +13,7 @@ from ufm.measure.moments import SCATTER_LIMIT, ClassMoments, add_scatter, first_
 from ufm.measure.names import NEEDS_SCATTER
 
 REFINE = 1e-7  # means worse than this share of their spread are improved by one more read before anything is projected
-TINY = {
-    torch.float32: 1e4,
-    torch.float64: 1e7,
-}  # in rounding units of the means: a smaller within-class spread needs better means
+TINY = {torch.float32: 1e4, torch.float64: 1e7}  # rounding units of the means: below this spread they are improved as well
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +22,7 @@ class SplitStatistics:
 
     moments: ClassMoments
     basis: np.ndarray | None  # (d, p) orthonormal columns spanning the centred means; None: p = d, no projection
-    within: np.ndarray  # (p, p) Sigma_W in that basis
+    within: np.ndarray | None  # (p, p) Sigma_W in that basis
     ncc_error: float
     nc4_disagreement: float  # nan without a classifier
 
