@@ -127,8 +127,8 @@ class _Reader:
         if not (folder / METRICS).exists():
             return f"{METRICS} is missing"
         status = str(result.get("status", ""))
-        if status.startswith(("diverged", "failed")):
-            return status
+        if result.get("ok") is False or status.startswith(("diverged", "failed")):
+            return status or "the training did not end well"
         if not (folder / MARKER).exists():
             return "unfinished: no `done` marker; `empirical resume` continues it"
         return ""

@@ -111,25 +111,24 @@ def _fill_train(table: Table, fill: Any) -> None:
 
 
 def _fill_test(table: Table, fill: Any) -> None:
-    """On test: NC1 (strong) is bounded by err_B/2, its between part is 2 err_B; for the rest the model is silent."""
+    """On test: NC1 (strong) is bounded by err_B/2, its between part is 2 err; for the rest the model is silent."""
     test = table.mask(split="test", measure=lambda m: m != "samples")
     for measure in (*_SCATTER, *_GEOMETRY, *_DECISION, "nc1_pinv_weak", "nc1_pinv_cross", "cdnv_strong", "ncc_error_between"):
         rows = test & table.mask(measure=measure)
         if rows.any():
             fill(rows, NAN, SILENT, "")
-    error = _partner(table, "ncc_error_between")
-    for measure, of, note in (
-        ("nc1_pinv_strong", separation.floor, FLOOR),
-        ("nc1_pinv_between", separation.weak_collapse, EXACT),
+    for measure, error, law, note in (
+        ("nc1_pinv_strong", "ncc_error_between", separation.floor, FLOOR),
+        ("nc1_pinv_between", "ncc_error", separation.weak_collapse, EXACT),
     ):
         rows = np.flatnonzero(test & table.mask(measure=measure))
         if len(rows):
-            fill(rows, of(error[rows]), note, "derived")
+            fill(rows, law(_partner(table, error, measure)[rows]), note, "derived")
 
 
-def _partner(table: Table, measure: str) -> np.ndarray:
-    """Return, for every row, the value of `measure` at the same state (nan where it was not measured)."""
-    some = table.mask(measure=[measure, "nc1_pinv_strong", "nc1_pinv_between"])
+def _partner(table: Table, measure: str, beside: str) -> np.ndarray:
+    """Return, for every row of `beside`, the value of `measure` at the same state (nan where it was not measured)."""
+    some = table.mask(measure=[measure, beside])
     values = np.full(table.rows, np.nan)
     if not some.any():
         return values

@@ -132,6 +132,11 @@ class Table(Mapping):
         """
         return self.take(self.mask(**conditions))
 
+    def of_cell(self, name: str) -> Table:
+        """Return the rows of one cell, which is then the table's only one."""
+        part = self.where(cell=name)
+        return replace(part, cells={n: c for n, c in self.cells.items() if n == name})
+
     def take(self, rows: np.ndarray) -> Table:
         """Return the rows of a boolean mask or of an index array, in that order."""
         data = {n: c.take(rows) if isinstance(c, Codes) else c[rows] for n, c in self.data.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compare import statistics
+from compare import points, statistics
 from compare.papers import Claim, Paper, Quantity
 from compare.rows import Table
 from ufm.console import format_number
@@ -87,20 +87,10 @@ def per_seed(table: Table, quantity: Quantity, seeds: Collection[int] | None) ->
     return {s: v for s, v in sorted(found.items()) if math.isfinite(v) and (seeds is None or s in seeds)}
 
 
-def test_errors(table: Table, quantity: Quantity, values: Mapping[int, float]) -> list[float]:
-    """Return the standard error over test points of each seed's value: recorded as `<measure>_se`, or of a share; else 0."""
-    if quantity.split != "test":
-        return [0.0] * len(values)
-    recorded = per_seed(table, dataclasses.replace(quantity, measure=f"{quantity.measure}_se"), values)
-    if recorded:
-        return [recorded.get(seed, 0.0) for seed in values]
-    if "error" not in quantity.measure:
-        return [0.0] * len(values)
-    numbers = per_seed(table, Quantity("samples", "test", "network", "", "last"), values)
-    return [
-        abs(quantity.factor) * statistics.proportion_error(v / (quantity.factor or 1.0), int(numbers[s])) if s in numbers else 0.0
-        for s, v in values.items()
-    ]
+def sample_errors(table: Table, quantity: Quantity, values: Mapping[int, float]) -> list[float]:
+    """Return the standard error over test points of each seed's value, 0 where the run kept no single points."""
+    cell = next(iter(table.cells.values())) if len(table.cells) == 1 else None
+    return [points.sample_error(cell, seed, quantity, value) for seed, value in values.items()]
 
 
 # --- the four kinds ----------------------------------------------------------------------------------------------
@@ -112,7 +102,7 @@ def _equivalence(table: Table, claim: Claim, seeds: Collection[int] | None) -> V
     if early:
         return early
     numbers = list(values.values())
-    mean = statistics.mean_over_seeds(numbers, log=claim.log, test_errors=test_errors(table, claim.value, values))
+    mean = statistics.mean_over_seeds(numbers, log=claim.log, test_errors=sample_errors(table, claim.value, values))
     low, high = claim.predicted - claim.tolerance, claim.predicted + claim.tolerance
     inside = max(mean.p_above(low), mean.p_below(high))  # two one-sided tests
     outside = min(mean.p_below(low), mean.p_above(high))
@@ -149,10 +139,10 @@ def _ratio(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verdict
     top = per_seed(table, claim.value, seeds)
     if isinstance(claim.over, Quantity):
         bottom = per_seed(table, claim.over, seeds)
-        bottom_errors = dict(zip(bottom, test_errors(table, claim.over, bottom), strict=True))
+        bottom_errors = dict(zip(bottom, sample_errors(table, claim.over, bottom), strict=True))
     else:
         bottom, bottom_errors = dict.fromkeys(top, claim.over), dict.fromkeys(top, 0.0)
-    top_errors = dict(zip(top, test_errors(table, claim.value, top), strict=True))
+    top_errors = dict(zip(top, sample_errors(table, claim.value, top), strict=True))
     both = [s for s in top if s in bottom]
     if any(top[s] <= 0 or bottom[s] <= 0 for s in both):
         return Verdict(claim, UNDECIDED, "a value is not positive, so that a ratio says nothing", seeds=tuple(both))
@@ -185,7 +175,7 @@ def _bound(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verdict
         if key in limit and key not in low_rank and math.isfinite(value[key] - limit[key]) and (seeds is None or key[0] in seeds)
     }
     left_out = f"; {len(low_rank)} points with means of rank below K-1 left out" if low_rank else ""
-    return _every_point(claim, margins, -claim.tolerance, "margin (value - bound)/value", left_out)
+    return _every_point(claim, margins, -claim.tolerance, "smallest margin (value - bound)/value", left_out)
 
 
 def _limits(table: Table, claim: Claim) -> dict[tuple[int, int], float]:
@@ -195,10 +185,10 @@ def _limits(table: Table, claim: Claim) -> dict[tuple[int, int], float]:
 
 
 def _rank_deficient(table: Table, claim: Claim) -> set[tuple[int, int]]:
-    """Return the points where between != 2 err_B: the means do not have rank K-1 and the floor is no theorem there."""
+    """Return the points where between != 2 err: the means do not have rank K-1 and the floor is no theorem there."""
     if not isinstance(claim.over, Quantity) or claim.over.measure != "ncc_error_between":
         return set()
-    error = series(table, dataclasses.replace(claim.over, factor=2.0))
+    error = series(table, dataclasses.replace(claim.over, measure="ncc_error", factor=2.0))
     between = series(table, dataclasses.replace(claim.over, measure="nc1_pinv_between", factor=1.0))
     return {k for k, b in between.items() if k in error and not math.isclose(b, error[k], rel_tol=1e-4, abs_tol=1e-9)}
 
@@ -214,7 +204,8 @@ def _identity(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verd
         size = max(abs(total), *(abs(t) for t in terms), 1e-300)
         if math.isfinite(total + sum(terms)):
             residuals[key] = -abs(total - sum(terms)) / size  # negative: the worst point is the smallest
-    return _every_point(claim, residuals, -claim.tolerance, "minus the relative residual", "")
+    made = _every_point(claim, residuals, -claim.tolerance, "largest relative residual", "")
+    return dataclasses.replace(made, estimate=abs(made.estimate), low=abs(made.high), high=abs(made.low))
 
 
 def _every_point(claim: Claim, margins: Mapping[tuple[int, int], float], least: float, what: str, left_out: str) -> Verdict:
@@ -230,7 +221,7 @@ def _every_point(claim: Claim, margins: Mapping[tuple[int, int], float], least: 
         first = min(broken)
         reason = f"broken at {len(broken)} of {len(margins)} points, first at seed {first[0]}, epoch {first[1]}"
     else:
-        reason = f"holds at all {len(margins)} points of {len(by_seed)} seeds; smallest {what}: {format_number(worst)}"
+        reason = f"holds at all {len(margins)} points of {len(by_seed)} seeds; {what}: {format_number(abs(worst))}"
     return Verdict(
         claim,
         DEVIATES if broken else AGREES,
@@ -308,7 +299,7 @@ def judge(
     """
     registered = set(paper.scale(scale).seeds) if scale else None
     matched = match_cells(table, paper, scale) if cells is None else cells
-    parts = {name: table.where(cell=name) for names in matched.values() for name in names}
+    parts = {name: table.of_cell(name) for names in matched.values() for name in names}
     verdicts = []
     for claim in paper.claims:
         if scale and scale not in claim.scales:

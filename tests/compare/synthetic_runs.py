@@ -58,13 +58,17 @@ def _row(seed, epoch, split, layer, centres, metric, value):
     }  # fmt: skip
 
 
-def write_training(root, *, seeds=range(5), setting=None, name="digits", study="collapse", finish=True, rows=None, **numbers):
+def write_training(
+    root, *, seeds=range(5), setting=None, name="digits", study="collapse", finish=True, rows=None, tensors=None, **numbers
+):
     """Write one training setting with its seeds; return the setting's folder."""
     setting = hui_setting() if setting is None else setting
     folder = Path(root)
     for seed in seeds:
         with Run.create(root, study, name, setting, seed=seed, environment=ENVIRONMENT) as run:
             run.append("metrics.jsonl", rows if rows is not None else rows_of_seed(seed, **numbers))
+            if tensors is not None:
+                run.write_tensors("tensors.safetensors", tensors)
             if finish:
                 run.finish({"status": "done"})
             folder = run.setting_path

@@ -8,6 +8,7 @@ from synthetic_runs import write_training
 
 from compare.load import load
 from compare.papers import Claim, Quantity, paper
+from compare.points import sample_error
 from compare.rows import table_of
 from compare.statistics import bootstrap_error, holm, lower_quantile, mean_over_seeds, proportion_error
 from compare.verdict import AGREES, DEVIATES, NOT_RUN, UNDECIDED, judge, judge_claim, summary
@@ -93,18 +94,27 @@ def test_ratio(ratios, wanted):
     assert judge_claim(table, dataclasses.replace(RATIO, control={"least": 1e6})).verdict == wanted
 
 
-def test_the_test_sample_widens_the_interval():
-    few = table_with([0.02, 0.021, 0.02, 0.019, 0.02], split="test", measure="ncc_error")
+def test_the_test_sample_widens_the_interval(tmp_path):
     claim = Claim(
-        "error", "", "ratio", Quantity("ncc_error", "test"), over=0.017, least=1.0, control={"least": 1e3}
+        "t", "", "ratio", Quantity("nc1_pinv_strong", "test", centres="train"), over=0.02, least=1.0, control={"least": 1e3}
     )  # fmt: skip
-    assert judge_claim(few, claim).verdict == AGREES
-    sized = {name: list(few[name]) for name in ("seed", "epoch", "measure", "value", "split", "cell", "layer", "centres")}
-    for seed in range(5):
-        for name, value in zip(sized, (seed, 10, "samples", 300.0, "test", "c", "network", ""), strict=True):
-            sized[name].append(value)
-    made = judge_claim(table_of(sized), claim)
-    assert made.verdict == UNDECIDED and made.low < 0.6 and made.high > 1.6
+    folder = write_training(tmp_path / "plain")
+    plain = judge_claim(load(folder).of_cell(folder.name), claim)
+    # Two of 60 points carry all of the variance: the seeds agree with one another, and yet the mean is uncertain.
+    share = np.zeros(60)
+    share[:2] = 0.9
+    folder = write_training(tmp_path / "sampled", tensors={"penultimate/test/strong": share})
+    made = judge_claim(load(folder).of_cell(folder.name), claim)
+    assert plain.verdict == AGREES and made.verdict == UNDECIDED
+    assert made.estimate == plain.estimate and made.low < plain.low and made.high > plain.high
+
+
+def test_a_share_of_errors_is_binomial_in_the_test_points(tmp_path):
+    folder = write_training(tmp_path, tensors={"test/labels": np.zeros(100, dtype=np.int64)})
+    cell = load(folder).cells[folder.name]
+    found = sample_error(cell, 0, Quantity("ncc_error", "test", centres="train"), 0.2)
+    assert found == pytest.approx(0.04, rel=0.05)
+    assert sample_error(cell, 0, Quantity("ncc_error", "test", centres="train", epoch=0), 0.2) == 0
 
 
 def test_demo_claims_on_collapsed_runs_all_agree_and_every_control_deviates(tmp_path):

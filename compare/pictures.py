@@ -1,0 +1,63 @@
+"""The figures of a report or a reproduction: drawn cell by cell; what cannot be drawn is said, not skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compare.rows import Table
+from ufm.errors import RequestError
+from ufm.tables import find
+
+MOST_CELLS = 6  # a page with more settings is no longer read; the rest is listed as not shown
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn figure: its kind, the cell it shows, the SVG, what its caption says, and the files written."""
+
+    figure: str
+    cell: str
+    svg: bytes
+    caption: str
+    notes: tuple[str, ...]
+    files: tuple[Path, ...] = ()
+
+
+def draw_all(
+    table: Table,
+    figures: Sequence[str],
+    origin: Mapping[str, Any],
+    *,
+    folder: Path | None = None,
+    suffix: str = ".pdf",
+    width: str = "neurips",
+) -> tuple[list[Picture], list[str]]:
+    """Draw each figure for each training; with a folder also write it there as FIGURE[-CELL].pdf with its CSV.
+
+    Returns the pictures and the sentences for what is not shown.
+    """
+    from compare.figures import FIGURES, draw, save
+    from compare.figures.drawing import render
+    from compare.style import Style
+
+    style = Style.of(width)
+    cells = [name for name, cell in table.cells.items() if "#" not in name and cell.seeds]
+    pictures, missing = [], []
+    for cell in cells[:MOST_CELLS]:
+        part = table.of_cell(cell)
+        for figure in figures:
+            entry = find(FIGURES, figure, "figure")
+            try:
+                drawing = draw(figure, part, style)
+            except RequestError as error:
+                missing.append(f"figure {figure} of {cell}: {error}")
+                continue
+            name = figure if len(cells) == 1 else f"{figure}-{cell}"
+            files = save(drawing, folder / f"{name}{suffix}", style=style, provenance=origin) if folder else []
+            svg = render(drawing, ".svg", style, {})
+            pictures.append(Picture(figure, cell, svg, f"{entry.summary} ({entry.assumptions})", drawing.notes, tuple(files)))
+    missing += [f"figures of {cell}: a page shows at most {MOST_CELLS} settings" for cell in cells[MOST_CELLS:]]
+    return pictures, missing

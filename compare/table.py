@@ -1,0 +1,170 @@
+"""Numbers as a table: mean and interval over seeds at the last epoch, beside the prediction; text, LaTeX, CSV, Markdown, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from compare import statistics
+from compare.rows import Table
+from ufm.console import format_number, plain, safe_text
+from ufm.errors import RequestError
+from ufm.tables import suggest
+
+FORMATS = ("text", "latex", "csv", "markdown", "json")
+COLUMNS = ("cell", "split", "layer", "centres", "measure", "mean", "low", "high", "seeds", "predicted", "assumption")
+CONVENTION_COLUMNS = ("cell", "split", "layer", "centres", "measure", "mean", "low", "high", "seeds", "definition", "used by")
+
+# measure: (definition, whose convention); the conversions hold for balanced classes only
+CONVENTIONS = {
+    "nc1_pinv": ("Tr(S_W S_B^+)/K, S_B about the mean of class means", "Zhu 2021; the default"),
+    "nc1_pinv_sum": ("K x nc1_pinv", "Papyan's code, He & Su"),
+    "nc1_pinv_sample": ("S_B about the sample mean, /K (balanced: nc1_pinv)", "imbalanced variants of Zhu"),
+    "nc1_weighted": ("S_B weighted by n_k/N about the sample mean, no /K (balanced: K x nc1_pinv)", "He & Su, imbalanced"),
+    "nc1_trace": ("Tr S_W / Tr S_B", "quotient form"),
+    "nc1_total": ("Tr S_W / Tr S_T (balanced: t/(1+t), t = nc1_trace)", "Wu & Mondelli 2025"),
+    "cdnv": ("mean over pairs of (v_i + v_j)/(2 |mu_i - mu_j|^2)", "Galanti 2022"),
+    "vci": ("1 - Tr(S_T^+ S_B)/rank S_B", "Xu & Liu 2023"),
+    "nc1_pinv_strong": ("test scatter about the train mean of the true class, /K", "test, train centres"),
+    "nc1_pinv_weak": ("test scatter about the nearest train mean, /K", "test, train centres"),
+    "cdnv_strong": ("CDNV of test about train means", "test, train centres"),
+}
+
+
+def numbers(table: Table, *, measures: Sequence[str] | None = None, level: float = 0.95) -> list[dict[str, Any]]:
+    """Return one row per (cell, split, layer, centres, measure) at the last epoch: mean over seeds with a Student-t interval.
+
+    Positive quantities other than shares of errors get the geometric mean and the interval of the log.
+    """
+    known = table.levels("measure") if table.rows else []
+    for name in measures or ():
+        if name not in known:
+            raise RequestError(f"measure {name!r} is not in these runs; {suggest(name, known)}")
+    last = table.last()
+    if measures:
+        last = last.where(measure=list(measures))
+    groups = last.groups("cell", "split", "layer", "centres", "measure")
+    columns = {name: last[name] for name in ("cell", "split", "layer", "centres", "measure", "value", "predicted", "assumption")}
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    rows = []
+    for indices in np.split(order, starts[1:]) if len(order) else []:
+        row: dict[str, Any] = {name: columns[name][indices[0]] for name in ("cell", "split", "layer", "centres", "measure")}
+        row |= _summary(columns["value"][indices], row["measure"], level)
+        expected = columns["predicted"][indices]
+        row["predicted"] = float(np.mean(expected)) if np.isfinite(expected).all() else math.nan
+        row["assumption"] = columns["assumption"][indices[0]]
+        rows.append(row)
+    return sorted(rows, key=lambda r: (r["cell"], r["layer"], r["measure"], r["split"], r["centres"]))
+
+
+def _summary(values: np.ndarray, measure: str, level: float) -> dict[str, Any]:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return {"mean": math.nan, "low": math.nan, "high": math.nan, "seeds": 0}
+    log = bool(np.all(finite > 0)) and "error" not in measure
+    mean = statistics.mean_over_seeds(finite.tolist(), log=log)
+    low, high = mean.interval(level) if len(finite) > 1 else (math.nan, math.nan)
+    return {"mean": mean.estimate, "low": low, "high": high, "seeds": len(finite)}
+
+
+def conventions(table: Table) -> list[dict[str, Any]]:
+    """Return every within-class-variability measure of the runs with its definition: NC1 is many different numbers."""
+    present = [name for name in CONVENTIONS if table.rows and name in table.levels("measure")]
+    if not present:
+        raise RequestError("these runs hold no NC1; measure a network with `empirical run` or `empirical measure`")
+    rows = numbers(table, measures=present)
+    for row in rows:
+        row["definition"], row["used by"] = CONVENTIONS[row["measure"]]
+    return rows
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def write(rows: Sequence[dict[str, Any]], columns: Sequence[str], form: str) -> str:
+    """Return the rows as text in one of `FORMATS`; names from a user are escaped for the format."""
+    if form not in FORMATS:
+        raise RequestError(f"unknown format {form!r}; {suggest(form, FORMATS)}")
+    return _WRITERS[form](rows, columns)
+
+
+def _text(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    body = [[format_number(row.get(c)) for c in columns] for row in rows]
+    widths = [max(len(c), *(len(line[i]) for line in body)) if body else len(c) for i, c in enumerate(columns)]
+    right = [all(isinstance(row.get(c), (int, float, type(None))) for row in rows) for c in columns]
+    lines = (
+        "  ".join(part.rjust(w) if r else part.ljust(w) for part, w, r in zip(line, widths, right, strict=True)).rstrip()
+        for line in [list(columns), *body]
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_csv_cell(row.get(c)) for c in columns] for row in rows)
+    return stream.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    """Full precision; nothing that a spreadsheet would run as a formula."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, (int, float)):
+        return repr(value)
+    text = safe_text(value)
+    return "'" + text if text.lstrip()[:1] in ("=", "+", "-", "@") and text.lstrip() else text
+
+
+def _markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    def line(parts: Sequence[str]) -> str:
+        return "| " + " | ".join(parts) + " |"
+
+    body = [line([_markdown_cell(format_number(row.get(c))) for c in columns]) for row in rows]
+    return "\n".join([line(list(columns)), line(["---"] * len(columns)), *body]) + "\n"
+
+
+def _markdown_cell(text: str) -> str:
+    for character in "\\`*_{}[]<>#|":
+        text = text.replace(character, "\\" + character)
+    return text
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def latex_text(text: Any) -> str:
+    """Return text that LaTeX prints as it is."""
+    return "".join(_LATEX.get(c, c) for c in safe_text(text))
+
+
+def _latex_cell(value: Any) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        mantissa, e, exponent = f"{value:.3g}".partition("e")
+        return f"${mantissa} \\times 10^{{{int(exponent)}}}$" if e else f"${mantissa}$"
+    return "--" if value is None or isinstance(value, float) else latex_text(value)
+
+
+def _latex(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    right = ["r" if all(isinstance(row.get(c), (int, float, type(None))) for row in rows) else "l" for c in columns]
+    lines = [r"\begin{tabular}{" + "".join(right) + "}", r"\hline", " & ".join(map(latex_text, columns)) + r" \\", r"\hline"]
+    lines += [" & ".join(_latex_cell(row.get(c)) for c in columns) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
+
+
+def _json(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    return json.dumps(plain([{c: row.get(c) for c in columns} for row in rows]), allow_nan=False) + "\n"
+
+
+_WRITERS = {"text": _text, "latex": _latex, "csv": _csv, "markdown": _markdown, "json": _json}
