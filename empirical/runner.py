@@ -175,6 +175,7 @@ def _in_processes(
 
 def _dispatch(jobs: Sequence[Job], workers: int, cluster: str | None, scratch: str) -> Iterator[tuple[int, Outcome]]:
     import joblib
+    from joblib.externals.loky import get_reusable_executor
 
     tasks = (joblib.delayed(_in_worker)(number, job, scratch) for number, job in enumerate(jobs))
     if cluster:
@@ -183,8 +184,12 @@ def _dispatch(jobs: Sequence[Job], workers: int, cluster: str | None, scratch: s
         with Client(cluster), joblib.parallel_config(backend="dask"):
             yield from joblib.Parallel(return_as="generator_unordered")(tasks)
         return
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1, initializer=_ignore_interrupts):
-        yield from joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
+    try:
+        with joblib.parallel_config(backend="loky", inner_max_num_threads=1, initializer=_ignore_interrupts):
+            yield from joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
+    finally:
+        # Every outcome is in and every file on disk: waiting for the workers to tidy their memory would cost seconds.
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 def _ignore_interrupts() -> None:
