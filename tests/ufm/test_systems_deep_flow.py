@@ -1,0 +1,77 @@
+"""The systems `deep` and `flow`: rows, predictions and refused cells."""
+
+import numpy as np
+import pytest
+
+from ufm.errors import RequestError
+from ufm.systems import Task, deep, deep_run, flow, flow_run
+
+
+def test_deep_row_names_structure_ranks_and_balance():
+    spec = deep.Deep(classes=3, dim=8, depth=3, per_class=50)
+    rows = deep_run.simulate([Task(spec, seed) for seed in range(2)], "cpu")
+    for row in rows:
+        assert row["structure"] == "dnc"
+        assert row["layer_ranks"] == [3, 3, 3]
+        assert row["over_dnc"] == pytest.approx(1, rel=1e-7)
+        assert row["effective_rank"] == pytest.approx(3, rel=1e-5)
+        assert row["balance"] < 1e-3
+        # Post-ReLU class means of deep neural collapse are orthogonal and equal at every hidden layer.
+        assert row["layers"][-1]["cosine_raw"]["mean"] == pytest.approx(0, abs=1e-3)
+
+
+def test_deep_mixed_cells_come_back_in_order():
+    specs = [deep.Deep(classes=4, dim=5, depth=d, activation="linear", loss=loss) for d in (1, 2) for loss in ("mse", "ce")]
+    rows = deep_run.simulate([Task(s, 0) for s in specs], "cpu")
+    for spec, row in zip(specs, rows, strict=True):
+        alone = deep_run.simulate([Task(spec, 0)], "cpu")[0]
+        assert row["loss"] == pytest.approx(alone["loss"], rel=1e-12)
+        lowest = deep_run.predict(spec)["loss"]
+        assert row["loss"] >= lowest * (1 - 1e-9)
+        if spec.loss == "mse" or spec.depth == 1:  # deep linear cross-entropy has local minima above the lowest structure
+            assert row["loss"] == pytest.approx(lowest, rel=1e-8)
+
+
+def test_deep_prediction_lists_every_structure():
+    found = deep_run.predict(deep.Deep(depth=4))
+    assert set(found["structures"]) == {"zero", "dnc", "srg"}
+    assert found["structures"]["srg"] / found["structures"]["dnc"] == pytest.approx(0.81457140553, rel=1e-9)
+    assert "not proven" in found["status"]
+    assert deep_run.predict(deep.Deep(activation="relu", loss="ce"))["prediction"] is None
+
+
+def test_flow_rows_and_laws():
+    specs = [
+        flow.Flow(init="subspace", t_end=100, trajectory=True),
+        flow.Flow(init="central", dim=8, t_end=1e3, init_scale=1.0),
+        flow.Flow(loss="ce", init="aligned", bias="none", init_scale=0.5, t_end=100),
+        flow.Flow(init="random", t_end=10),
+    ]
+    rows = flow_run.simulate([Task(s, 0) for s in specs], "cpu")
+    assert [r["law"] for r in rows] == ["mixon2020", "han2021", "ji2021", ""]
+    assert all(r["law_error"] < 1e-6 for r in rows[:3])
+    assert "no closed form" in rows[3]["reasons"]["law_error"]
+    path = rows[0]["path"]
+    assert np.shape(path["modes"]) == np.shape(path["predicted"]) == (101, 3)
+    assert "path" not in rows[3]
+    for spec, row in zip(specs, rows, strict=True):
+        assert (flow_run.predict(spec)["law"] or "") == row["law"]
+
+
+@pytest.mark.parametrize(
+    ("module", "spec"),
+    [
+        (deep, deep.Deep(depth=3, lambdas=(0.1, 0.2))),
+        (deep, deep.Deep(bias="ridge")),
+        (flow, flow.Flow(init="central", counts=(3, 4, 5, 6))),
+        (flow, flow.Flow(init="central", lambda_h=0.1)),
+    ],
+)
+def test_wrong_cells_are_refused(module, spec):
+    with pytest.raises(RequestError):
+        module.check(spec)
+
+
+def test_absurd_sizes_cost_nothing_to_check():
+    assert deep.check(deep.Deep(dim=10**9)).memory > 1e15
+    assert flow.check(flow.Flow(per_class=10**12)).memory > 1e12
