@@ -158,6 +158,12 @@ def read_paper(path: Path) -> Paper:
         )
     except KeyError as missing:
         raise RequestError(f"{where}: the key {missing} is missing; see compare/papers/hui2022.toml for an example") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(
+            f"{where}: a value has the wrong type ({error}); see compare/papers/hui2022.toml (version, name)"
+        ) from None
     names = [claim.name for claim in claims]
     if len(set(names)) != len(names):
         raise RequestError(f"{where}: two claims have the same name; give each its own")
@@ -186,6 +192,10 @@ def _claim(where: str, record: Mapping[str, Any]) -> Claim:
     value = _quantity(where, record["value"])
     if not isinstance(value, Quantity):
         raise RequestError(f"{where}: the value of claim {record['name']!r} is a number; name a measured quantity")
+    for name in ("predicted", "tolerance", "least", "least_each", "seeds_needed"):
+        number = record.get(name, 0.0)
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise RequestError(f"{where}: {name} {number!r} of claim {record['name']!r} is not a finite number")
     converted = {
         **record,
         "value": value,
