@@ -15,7 +15,7 @@ not exist have weight 0, and parameters that do not exist start at 0, where thei
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -39,42 +39,51 @@ def loss_of(name: str) -> Loss:
 
 @dataclass(frozen=True)
 class Reduced:
-    """B problems with class-mean features in balanced coordinates, padded to (T, K, r)."""
+    """B problems with one feature per distinct target, padded to (K, T, r)."""
 
     loss: Loss
     targets: Targets
-    weight: Tensor  # (B, T, 1): n_t/N times the class weight; 0 for padding
-    row_scale: Tensor  # (B, T, 1): 1/sqrt(n_t), or 1 under a norm constraint
-    column_scale: Tensor | None  # (B, 1, K): the multiplicative logit adjustment
-    offset: Tensor | None  # (B, 1, K): the additive one
-    penalty: Tensor  # (B,): c
+    weight: Tensor  # (B, 1, T): n_t/N times the class weight; 0 for padding
+    feature_scale: Tensor  # (B, 1, T): the logits of target t are feature_scale_t U V_t
+    logit_scale: Tensor | None  # (B, K, 1): the multiplicative logit adjustment, 1/temperature included
+    offset: Tensor | None  # (B, K, 1), or (B, K, T): the additive one
+    penalty: Tensor  # (B,): c, of U and V alike; 0 under a norm constraint
     bias_penalty: Tensor | None  # (B, 1): lambda_b; None without a bias
     bias_scale: Tensor | None  # (B, 1): b = bias_scale * beta
-    sizes: Tensor  # (B, 3): T, K, r of every problem
+    sizes: np.ndarray  # (B, 3): K, T, r of every problem
     dim: int  # r of the batch
+    budget: Tensor | None = None  # (B, 2): largest |W| and |H| of the layer-peeled ball
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(B, T, K, r)."""
-        batch, groups, outputs = self.targets.rows.shape
-        return batch, groups, outputs, self.dim
+        """(B, K, T, r)."""
+        batch, outputs, groups = self.targets.rows.shape
+        return batch, outputs, groups, self.dim
 
     def select(self, index: Tensor) -> Reduced:
         """Return some of the problems."""
-        values = {
-            name: value[index] if isinstance(value, Tensor) else value for name, value in vars(self).items() if name != "targets"
-        }
-        return Reduced(targets=self.targets.select(index), **values)
+        tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, targets=self.targets.select(index), sizes=self.sizes[index.cpu().numpy()], **tensors)
 
-    def logits_loss(self, raw: Tensor) -> Tensor:
-        """Apply the logit scale and offset to raw logits (B, T, K)."""
-        z = raw if self.column_scale is None else raw * self.column_scale
-        return z if self.offset is None else z + self.offset
+
+def columns(problem: Problem) -> int:
+    """Return T, the number of features a problem is solved for: its distinct targets, or its samples (supcon)."""
+    return problem.total if problem.loss == "supcon" else len(problem.count_vector)
+
+
+def outputs_of(problem: Problem) -> int:
+    """Return the number of logits of a feature: K, or the N similarities of supcon."""
+    return problem.total if problem.loss == "supcon" else problem.classes
 
 
 def internal_dim(problem: Problem) -> int:
     """Return the dimension r in which a problem is solved."""
     groups = len(problem.count_vector)
+    if problem.features == "nonnegative":  # non-negativity ties features to coordinates: no rotation is free
+        wide = problem.loss != "supcon" and problem.constraint == "ridge" and problem.dim >= groups
+        return max(problem.dim, 2 * groups) if wide and problem.dim < 2 * groups else problem.dim
+    if problem.loss == "supcon":  # every sample moves: the span of the optimum is at most K - 1, its samples' N
+        return min(problem.dim, problem.total)
     if problem.constraint == "sphere":  # one dimension beyond the span of W holds what unit features have outside it
         return min(problem.dim, problem.classes + 1)
     return min(problem.dim, problem.classes, groups)
@@ -82,51 +91,69 @@ def internal_dim(problem: Problem) -> int:
 
 def reduce(problems: Sequence[Problem], device: str | torch.device = "cpu") -> Reduced:
     """Return the batch of reduced problems; all must share their `signature`."""
-    first = problems[0]
-    loss = loss_of(first.loss)
-    counts = [p.count_vector for p in problems]
-    sizes = np.array([(len(n), p.classes, internal_dim(p)) for p, n in zip(problems, counts, strict=True)])
-    groups, outputs, dim = sizes.max(0)
+    first, loss = problems[0], loss_of(problems[0].loss)
+    sizes = np.array([(outputs_of(p), columns(p), internal_dim(p)) for p in problems])
+    outputs, groups, dim = (int(s) for s in sizes.max(0))
     batch = len(problems)
-    rows, mass = np.zeros((batch, groups, outputs)), np.ones((batch, groups, 1))
-    weight, row_scale = np.zeros((batch, groups, 1)), np.zeros((batch, groups, 1))
-    scale, offset = np.zeros((batch, 1, outputs)), np.full((batch, 1, outputs), ABSENT)
-    for i, (p, n) in enumerate(zip(problems, counts, strict=True)):
-        t, k, _ = sizes[i]
-        rows[i, :t, :k] = loss.rows(p)
-        mass[i, :t, 0] = rows[i, :t, :k].sum(1)
-        weight[i, :t, 0] = n / n.sum() * (1.0 if p.class_weights is None or p.targets is not None else p.class_weights)
-        row_scale[i, :t, 0] = n**-0.5 if p.constraint == "ridge" else 1.0
-        scale[i, 0, :k] = 1.0 if p.logit_scale is None else p.logit_scale
-        offset[i, 0, :k] = 0.0 if p.logit_offset is None else p.logit_offset
+    rows, weight = np.zeros((batch, outputs, groups)), np.zeros((batch, 1, groups))
+    mass, feature_scale = np.ones((batch, 1, groups)), np.zeros((batch, 1, groups))
+    scale, offset = np.zeros((batch, outputs, 1)), np.full((batch, outputs, 1), ABSENT)
+    for i, p in enumerate(problems):
+        k, t, _ = sizes[i]
+        rows[i, :k, :t] = loss.rows(p).T
+        mass[i, 0, :t] = rows[i, :k, :t].sum(0)
+        n = p.count_vector
+        weight[i, 0, :t] = 1 / t if p.loss == "supcon" else n / n.sum() * sample_weights(p)
+        feature_scale[i, 0, :t] = n**-0.5 if p.constraint == "ridge" else 1.0
+        scale[i, :k, 0] = np.ones(k) if p.logit_scale is None else p.logit_scale
+        offset[i, :k, 0] = np.zeros(k) if p.logit_offset is None else p.logit_offset
     if first.constraint == "sphere":
         scale /= np.array([p.temperature for p in problems])[:, None, None]
-    pivot = rows.argmax(2)[:, :, None]
-    diagonal = first.targets is None and bool((sizes[:, 0] == sizes[:, 1]).all())
-    hard = bool((rows.sum(2) == rows.max(2)).all())
+    if first.loss == "supcon":  # an anchor is not compared with itself
+        offset = offset + ABSENT * np.eye(groups)
+    budget = None
+    if first.constraint == "ball":
+        budget = np.array([(p.classes * p.energy_w, len(p.count_vector) * p.energy_h) for p in problems]) ** 0.5
     has_bias = first.bias != "none"
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), device=device)
 
-    gamma = tensor(np.array([p.focal_gamma for p in problems])[:, None, None]) if first.loss == "focal" else None
+    targets = Targets(
+        rows=tensor(rows),
+        mass=tensor(mass),
+        pivot=tensor(rows.argmax(1)[:, None, :]),
+        diagonal=first.targets is None and first.loss != "supcon",
+        hard=bool((rows.sum(1) == rows.max(1)).all()),
+        parameter=tensor(np.array([[p.focal_gamma] for p in problems])) if first.loss == "focal" else None,
+    )
     return Reduced(
         loss=loss,
-        targets=Targets(tensor(rows), tensor(mass), tensor(pivot), diagonal, hard, gamma),
+        targets=targets,
         weight=tensor(weight),
-        row_scale=tensor(row_scale),
-        column_scale=None if (scale == 1).all() else tensor(scale),
+        feature_scale=tensor(feature_scale),
+        logit_scale=None if (scale == 1).all() else tensor(scale),
         offset=None if (offset == 0).all() else tensor(offset),
         penalty=tensor(np.array([p.penalty if p.constraint == "ridge" else 0.0 for p in problems])),
-        bias_penalty=tensor(np.array([p.lambda_b for p in problems])[:, None]) if has_bias else None,
-        bias_scale=tensor(np.array([_bias_scale(p) for p in problems])[:, None]) if has_bias else None,
-        sizes=tensor(sizes),
-        dim=int(dim),
+        bias_penalty=tensor(np.array([[p.lambda_b] for p in problems])) if has_bias else None,
+        bias_scale=tensor(np.array([[bias_scale(p)] for p in problems])) if has_bias else None,
+        sizes=sizes,
+        dim=dim,
+        budget=None if budget is None else tensor(budget),
     )
 
 
-def _bias_scale(problem: Problem) -> float:
+def sample_weights(problem: Problem) -> np.ndarray | float:
+    """Return the weight of the samples of every class; with explicit targets the weights are in the target rows."""
+    if problem.class_weights is None or problem.targets is not None:
+        return 1.0
+    return np.asarray(problem.class_weights)
+
+
+def bias_scale(problem: Problem) -> float:
     """Make the curvature along the bias comparable with that along V: |U_k|^2/N against 1, with |U_k|^2 ~ 5 sqrt(n)."""
+    if problem.constraint != "ridge":
+        return 1.0
     return float((5 / (problem.classes * (problem.total / len(problem.count_vector)) ** 0.5)) ** 0.5)
 
 
@@ -136,30 +163,86 @@ def signature(problem: Problem) -> tuple:
     return problem.loss, problem.bias != "none", problem.constraint, problem.features, soft
 
 
-def random_start(problems: Sequence[Problem], seeds: Sequence[int], reduced: Reduced, scale: float) -> Tensor:
-    """Return start points (B, P), P = (K + T) r (+ K), from the stream "init" of every seed: the same in every batch."""
-    _, groups, outputs, dim = reduced.shape
-    x = np.zeros((len(problems), outputs + groups, dim))
+def random_start(problems: Sequence[Problem], seeds: Sequence[int], reduced: Reduced, scale: float, attempt: int = 0) -> Tensor:
+    """Return start points (B, (K + T) r): U and V normal with standard deviation `scale`, V >= 0 where features are.
+
+    Drawn from the stream "init" of every seed in the problem's own size, so that a start does not depend on the batch.
+    """
+    _, outputs, groups, dim = reduced.shape
+    tied = problems[0].loss == "supcon"
+    x = np.zeros((len(problems), groups if tied else outputs + groups, dim))
+    name = "init" if attempt == 0 else f"init-{attempt}"
     for i, seed in enumerate(seeds):
-        t, k, r = (int(v) for v in reduced.sizes[i])
-        draw = stream(seed, "init").normal(size=(k + t, r)) * scale
-        x[i, :k, :r] = draw[:k]
-        x[i, outputs : outputs + t, :r] = draw[k:]
-    flat = x.reshape(len(problems), -1)
-    if reduced.bias_scale is not None:
-        flat = np.concatenate([flat, np.zeros((len(problems), outputs))], 1)
-    return torch.as_tensor(flat, device=reduced.weight.device)
+        k, t, r = (int(v) for v in reduced.sizes[i])
+        draw = stream(seed, name).normal(size=(t if tied else k + t, r)) * scale
+        if not tied:
+            x[i, :k, :r] = draw[:k]
+        start = 0 if tied else outputs
+        x[i, start : start + t, :r] = draw[-t:] if problems[i].features == "free" else np.abs(draw[-t:])
+    return torch.as_tensor(x.reshape(len(problems), -1), device=reduced.weight.device)
 
 
-def embedding(rows: int, columns: int, seed: int) -> Tensor:
-    """Return an orthonormal map (rows, columns), rows <= columns, from the stream "embedding"."""
-    if rows == columns:
-        return torch.eye(rows, dtype=torch.float64)
-    q, _ = np.linalg.qr(stream(seed, "embedding").normal(size=(columns, rows)))
-    return torch.as_tensor(np.ascontiguousarray(q.T))
+def padded(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return sizes rounded up to 1..4, 6, 8, 12, 16, ...: problems equal after rounding share a batch."""
+    out = []
+    for size in sizes:
+        power = 1 << max(size - 1, 1).bit_length()
+        out.append(size if size <= 4 else (3 * power // 4 if size <= 3 * power // 4 else power))
+    return tuple(out)
 
 
 def balance(problem: Problem) -> tuple[float, np.ndarray]:
     """Return (u, v): W = u U and h_t = v_t V_t."""
+    if problem.constraint != "ridge":
+        return 1.0, np.ones(columns(problem))
     u = (problem.lambda_h / problem.layer_lambdas[0]) ** 0.25
     return u, 1 / (u * np.sqrt(problem.count_vector))
+
+
+def embedding(rows: int, total: int, seed: int) -> Tensor:
+    """Return an orthonormal map (rows, total), rows <= total, from the stream "embedding"."""
+    if rows == total:
+        return torch.eye(rows, dtype=torch.float64)
+    q, _ = np.linalg.qr(stream(seed, "embedding").normal(size=(total, rows)))
+    return torch.as_tensor(np.ascontiguousarray(q.T))
+
+
+def expand(problem: Problem, u: Tensor, v: Tensor, b: Tensor | None, seed: int) -> dict[str, Tensor | None]:
+    """Return W (K, d), H (T, d), b, logits (T, K) and features from the factors of one reduced problem."""
+    scale_w, scale_h = balance(problem)
+    if problem.features == "free":
+        lift = embedding(u.shape[1], problem.dim, seed)
+        u, v = u @ lift, v @ lift
+    else:
+        u, v = _fit(u, v, problem.dim)
+    weight, means = scale_w * u, torch.as_tensor(scale_h)[:, None] * v
+    if problem.loss == "supcon":  # every sample moved; the classifier of a contrastive loss is that of class means
+        labels = torch.repeat_interleave(torch.arange(problem.classes), torch.as_tensor(problem.count_vector).long())
+        features, means = means, torch.zeros(problem.classes, problem.dim, dtype=u.dtype)
+        means.index_add_(0, labels, features)
+        means /= torch.as_tensor(problem.count_vector)[:, None]
+        return {"W": means.clone(), "H": means, "b": _none(problem), "logits": means @ means.T, "features": features}
+    b = _none(problem) if b is None else b
+    if problem.bias == "free" and problem.loss != "mse" and problem.logit_scale is None:
+        b = b - b.mean()  # the loss does not see a common shift
+    return {"W": weight, "H": means, "b": b, "logits": means @ weight.T + b, "features": None}
+
+
+def _none(problem: Problem) -> Tensor:
+    return torch.zeros(problem.classes, dtype=torch.float64)
+
+
+def _fit(u: Tensor, v: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return non-negative factors with `dim` columns from a wider or narrower solution, W h unchanged.
+
+    In more columns than asked for, features with disjoint supports need one column each: h_t -> |h_t| e_t.
+    """
+    if v.shape[1] <= dim:
+        pad = (0, dim - v.shape[1])
+        return torch.nn.functional.pad(u, pad), torch.nn.functional.pad(v, pad)
+    length = v.norm(dim=1)
+    unit = v / length.clamp_min(1e-300)[:, None]
+    return (
+        torch.nn.functional.pad(u @ unit.T, (0, dim - len(v))),
+        torch.nn.functional.pad(torch.diag(length), (0, dim - len(v))),
+    )

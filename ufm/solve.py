@@ -1,26 +1,42 @@
-"""The one loop: a batch of problems, a solver that steps it, and the way back to a `Solution` for every problem."""
+"""Problems in, Solutions out: batches of equal kind, one loop for every solver, and the way back to W, H and b."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ufm.certify import certificates, spectral_norm
+from ufm.certify import certificates
 from ufm.errors import RequestError
 from ufm.problem import Problem
-from ufm.reduce import Reduced, balance, embedding, internal_dim, random_start, reduce, signature
+from ufm.reduce import (
+    Reduced,
+    columns,
+    expand,
+    internal_dim,
+    outputs_of,
+    padded,
+    random_start,
+    reduce,
+    signature,
+)
 from ufm.seeds import check_seed
 from ufm.solution import Solution, Status
-from ufm.solvers import SOLVERS
+from ufm.solvers import METHODS, OBJECTIVES, SOLVERS, Solver
+from ufm.solvers.lbfgs import MEMORY
 from ufm.solvers.objective import Objective
-from ufm.tables import find, load
+from ufm.tables import load, suggest
 
 STEPS = 5000
-START = 0.5
-CHUNK = 8 << 20  # bytes of solver memory worked on at once: it has to stay in a core's cache
+START = 0.5  # standard deviation of the start in balanced coordinates; zero itself is a saddle
+CHUNK = 24 << 20  # bytes worked on at once: small enough for the outer cache, large enough to hide the cost of a call
+LARGEST = 64 << 30  # bytes; a problem beyond it is a typing error on any machine this runs on
+PATIENCE = 400  # iterations without halving the residual before a solve counts as stalled
+COMPACT = 0.75  # finished problems leave the batch when no more than this share is left
+COARSE = 1e-3  # tolerance of the temperatures on the way to the one asked for
+STATUS = (Status.CONVERGED, Status.ZERO, Status.STEP_LIMIT, Status.STALLED, Status.DIVERGED)
+CONVERGED, ZERO, STEP_LIMIT, STALLED, DIVERGED, RUNNING = range(6)
 
 
 def solve(
@@ -32,7 +48,12 @@ def solve(
     tol: float = 1e-10,
     lr: float | None = None,
 ) -> Solution:
-    """Solve one problem; see `solve_many`."""
+    """Find the optimum of one problem from a random start; the arguments are those of `solve_many`.
+
+    >>> s = solve(Problem(classes=4, dim=6, counts=5, lambda_w=0.01, lambda_h=0.001))
+    >>> s.status.value, round(s.loss, 10), s.certificate.gap < 1e-9
+    ('converged', 0.1260289434, True)
+    """
     return solve_many([problem], method=method, seeds=[seed], steps=steps, tol=tol, lr=lr)[0]
 
 
@@ -46,18 +67,43 @@ def solve_many(
     lr: float | None = None,
     device: str = "cpu",
 ) -> list[Solution]:
-    """Solve problems in batches, each from its own random start."""
+    """Solve depth-1 problems in batches, every one from its own random start; the answers do not depend on the batch.
+
+    Args:
+        problems: any mix of sizes, losses, biases and constraints; equal kinds are solved together.
+        method: "auto" (L-BFGS; projected where features are non-negative), or a name of `ufm.solvers.METHODS`. Optimum
+            methods solve the reduced problem; "gd", "momentum", "adam" and "flow" move every sample from a random start.
+        seeds: one root seed for all, or one per problem; the start is the stream "init" of it.
+        steps: at most so many iterations; None for the method's own limit.
+        tol: the scale-free gradient |grad| / (c |x|) in balanced coordinates at which a solve has converged.
+        lr: the step size of the path methods.
+        device: a torch device.
+
+    Returns:
+        One Solution per problem, in order; what went wrong is in `status`, never an exception.
+
+    Raises:
+        RequestError: a problem without an optimum (no penalty), or one that the method does not solve.
+    """
     problems = list(problems)
     seeds = _seeds(seeds, len(problems))
-    groups: dict[tuple, list[int]] = {}
-    for i, problem in enumerate(problems):
-        check(problem)
-        groups.setdefault((*signature(problem), internal_dim(problem), problem.classes, len(problem.count_vector)), []).append(i)
+    if method != "auto" and method not in METHODS:
+        raise RequestError(f"unknown method {method!r}; {suggest(method, ['auto', *METHODS])}")
+    if not 0 <= tol < 1:
+        raise RequestError(f"tol {tol!r} is out of range; give a relative gradient in [0, 1) such as 1e-10")
+    if steps is not None and steps < 1:
+        raise RequestError(f"steps {steps!r} is out of range; give an integer >= 1, or None")
+    if method not in ("auto", *SOLVERS):
+        return load(METHODS, method, "method")(problems, seeds, method=method, steps=steps, tol=tol, lr=lr, device=device)
+    names = [_method_for(p, method) for p in problems]
     out: list[Solution | None] = [None] * len(problems)
-    for members in groups.values():
-        solved = _solve_batch([problems[i] for i in members], [seeds[i] for i in members], method, steps or STEPS, tol, device)
-        for i, solution in zip(members, solved, strict=True):
-            out[i] = solution
+    for members in _groups(problems, names):
+        for chunk in _chunks(members, problems):
+            solver = load(SOLVERS, names[chunk[0]], "method")()
+            run = Run(names[chunk[0]], solver, steps or STEPS, tol, device)
+            solved = run.solve([problems[i] for i in chunk], [seeds[i] for i in chunk])
+            for i, solution in zip(chunk, solved, strict=True):
+                out[i] = solution
     return out  # type: ignore[return-value]
 
 
@@ -69,117 +115,207 @@ def _seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
     return [check_seed(s) for s in seeds]
 
 
-def check(problem: Problem) -> None:
-    """Raise RequestError for a problem that has no optimum or that this module does not solve."""
+def _method_for(problem: Problem, method: str) -> str:
+    """Return the solver's name; RequestError for a problem that has no optimum or that the method does not solve."""
     if problem.depth > 1:
-        raise RequestError(f"depth {problem.depth} is solved by the deep system; use depth=1 here")
-    if problem.constraint == "ridge" and problem.penalty == 0:
-        raise RequestError("lambda_w or lambda_h is 0: the penalised problem has no optimum; use positive values or method='gd'")
+        raise RequestError(f"depth {problem.depth} is a deep model; use ufm.solve_deep for it, or depth=1")
+    if problem.constraint == "ridge" and problem.penalty == 0 and problem.loss != "supcon":
+        raise RequestError("lambda_w * lambda_h is 0: there is no optimum to find; use positive values, or method='gd'")
+    if problem.loss == "supcon" and problem.bias != "none":
+        raise RequestError(f"loss='supcon' has no classifier and no bias; use bias='none', not {problem.bias!r}")
+    if problem.constraint == "ball" and problem.features == "nonnegative":
+        raise RequestError("constraint='ball' with features='nonnegative' is not solved; use constraint='ridge'")
+    nonnegative = problem.features == "nonnegative"
+    if method == "auto":
+        return "projected" if nonnegative else "lbfgs"
+    if nonnegative != (method == "projected") and not (nonnegative and method == "scipy"):
+        known = "projected or scipy" if nonnegative else "lbfgs, newton or scipy"
+        raise RequestError(f"method {method!r} does not solve features={problem.features!r}; use auto, {known}")
+    if problem.constraint != "ridge" and method in ("newton", "scipy"):
+        raise RequestError(f"method {method!r} does not solve constraint={problem.constraint!r}; use auto or lbfgs")
+    return method
 
 
-def _solve_batch(problems: list[Problem], seeds: list[int], method: str, steps: int, tol: float, device: str) -> list[Solution]:
-    name = "lbfgs" if method == "auto" else method
-    solver = load(SOLVERS, name, "method")()
-    reduced = reduce(problems, device)
-    x = random_start(problems, seeds, reduced, START)
-    end = iterate(Objective(reduced), solver, x, steps, tol)
-    return finish(problems, seeds, reduced, end, name)
+# --- batches -----------------------------------------------------------------------------------------------------
 
 
-def iterate(objective: Objective, solver: Any, x: Tensor, steps: int, tol: float) -> dict[str, Tensor]:
-    """Run a solver until every problem has ended; finished problems leave the batch when they are half of it."""
-    batch = len(x)
+def _groups(problems: list[Problem], names: list[str]) -> list[list[int]]:
+    """Return indices of problems solved together: same kind, and sizes that padding does not make much dearer."""
+    groups: dict[tuple, list[int]] = {}
+    for i, (p, name) in enumerate(zip(problems, names, strict=True)):
+        sizes = (outputs_of(p), columns(p), internal_dim(p))
+        if p.constraint == "ridge" and p.features == "free":
+            sizes = padded(sizes)
+        groups.setdefault((name, *signature(p), attempts(p), *sizes), []).append(i)
+    return list(groups.values())
+
+
+def _chunks(members: list[int], problems: list[Problem]) -> list[list[int]]:
+    """Cut a group so that a chunk's working memory stays in cache; refuse what would not fit any memory."""
+    some = [problems[i] for i in members]
+    k, t, r = (max(size(p) for p in some) for size in (outputs_of, columns, internal_dim))
+    need = 8 * attempts(some[0]) * ((k + t) * r * (2 * MEMORY + 8) + 10 * k * t)
+    if need > LARGEST:
+        raise RequestError(f"K = {k}, T = {t}, d = {r} needs about {need / 2**30:.0f} GiB; use smaller sizes")
+    count = max(1, CHUNK // need)
+    pieces = -(-len(members) // count)
+    return [members[i::pieces] for i in range(pieces)]
+
+
+def attempts(problem: Problem) -> int:
+    """Return how many random starts a problem gets: more than one only where local minima exist or are not excluded."""
+    if problem.features == "nonnegative":
+        return 4 if internal_dim(problem) >= 2 * problem.classes else 8
+    if problem.constraint == "sphere" and problem.loss != "supcon" and problem.dim < problem.classes - 1:
+        return 8
+    if problem.loss == "focal" or problem.dim < min(problem.classes - 1, len(problem.count_vector) - 1):
+        return 4
+    return 1
+
+
+# --- one batch ---------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """The settings of one call, applied to batches."""
+
+    def __init__(self, name: str, solver: Solver, steps: int, tol: float, device: str) -> None:
+        self.name, self.solver, self.steps, self.tol, self.device = name, solver, steps, tol, device
+
+    def solve(self, problems: list[Problem], seeds: list[int]) -> list[Solution]:
+        """Return the best end point over all attempts, for every problem of a batch."""
+        tries, count = attempts(problems[0]), len(problems)
+        repeated = problems * tries
+        reduced = reduce(repeated, self.device)
+        starts = [random_start(problems, seeds, reduced, START, attempt) for attempt in range(tries)]
+        objective = objective_of(repeated[0], reduced)
+        x = self.cool(repeated, objective.start(torch.cat(starts)))
+        end = iterate(objective, self.solver, x, self.steps, self.tol)
+        x = settle(objective, end)
+        values = objective.value(x)
+        # The lowest value wins; among values equal to rounding, a converged run.
+        rank = torch.nan_to_num(values, nan=torch.inf).view(tries, count)
+        close = rank <= rank.amin(0) + 1e-12 * rank.amin(0).abs()
+        unfinished = (end["status"] > ZERO).double().view(tries, count)
+        best = torch.where(close, unfinished, 2.0).argmin(0)
+        index = best * count + torch.arange(count, device=best.device)
+        end = {name: value[index] for name, value in end.items()}
+        return finish(problems, seeds, objective.select(index), x[index], end, self.name)
+
+    def cool(self, problems: list[Problem], x: Tensor) -> Tensor:
+        """Lead points on the sphere to their temperature by halving it from 1, where the landscape is benign."""
+        if problems[0].constraint != "sphere":
+            return x
+        at = 1.0
+        while at > 1.5 * min(p.temperature for p in problems):
+            warm = [p.replace(temperature=max(p.temperature, at)) for p in problems]
+            objective = objective_of(warm[0], reduce(warm, self.device))
+            x = iterate(objective, self.solver, x, 200, COARSE)["x"]
+            at /= 2
+        return x
+
+
+def objective_of(problem: Problem, reduced: Reduced) -> Objective:
+    """Return the objective of a batch whose problems share the signature of `problem`."""
+    name = "tied" if problem.loss == "supcon" else problem.constraint
+    return load(OBJECTIVES, name, "objective")(reduced)
+
+
+def iterate(objective: Objective, solver: Solver, x: Tensor, steps: int, tol: float) -> dict[str, Tensor]:
+    """Run a solver until every problem has ended: the one loop. Finished problems leave the batch in bulk."""
+    batch, device = len(x), x.device
     out = {
         "x": x.clone(),
         "residual": x.new_full((batch,), torch.inf),
-        "iterations": torch.zeros(batch, dtype=torch.long, device=x.device),
-        "status": torch.full((batch,), -1, device=x.device),
+        "iterations": torch.zeros(batch, dtype=torch.long, device=device),
+        "status": torch.full((batch,), RUNNING, device=device),
     }
-    active = torch.arange(batch, device=x.device)
+    every = 1 if device.type == "cpu" else 10  # asking a GPU whether it is done makes it wait
+    active = torch.arange(batch, device=device)
     state = solver.init(objective, x)
+    best, since = state.residual.clone(), torch.zeros_like(active)
     for k in range(steps + 1):
-        zero = is_zero(objective, state.x)
-        bad = ~torch.isfinite(state.residual)
-        done = (state.residual <= tol) | zero | bad | state.stalled
-        status = torch.where(
-            zero, 1, torch.where(bad, 4, torch.where(state.residual <= tol, 0, torch.where(state.stalled, 3, 2)))
-        )
-        if k == steps:
-            done = torch.ones_like(done)
-        new = done & (out["status"][active] < 0)
-        index = new.nonzero().squeeze(1)
-        if len(index):
-            at = active[index]
-            out["x"][at], out["residual"][at] = state.x[index], state.residual[index]
-            out["iterations"][at], out["status"][at] = k, status[index]
-            going = (out["status"][active] < 0).nonzero().squeeze(1)
-            if not len(going):
-                break
-            if len(going) <= 0.75 * len(active):
-                active, state, objective = active[going], state.select(going), objective.select(going)
+        if k % every == 0 or k == steps:
+            better = state.residual < 0.5 * best
+            best, since = torch.where(better, state.residual, best), torch.where(better, k, since)
+            status = _ended(objective, state, tol, k - since > PATIENCE)
+            if k == steps:
+                status[status == RUNNING] = STEP_LIMIT
+            new = ((status != RUNNING) & (out["status"][active] == RUNNING)).nonzero().squeeze(1)
+            if len(new):
+                at = active[new]
+                out["x"][at], out["residual"][at] = state.x[new], state.residual[new]
+                out["iterations"][at], out["status"][at] = k, status[new]
+                going = (out["status"][active] == RUNNING).nonzero().squeeze(1)
+                if not len(going):
+                    break
+                if len(going) <= COMPACT * len(active):
+                    state, objective = state.select(going), objective.select(going)
+                    active, best, since = active[going], best[going], since[going]
         state = solver.step(objective, state)
     return out
 
 
-def is_zero(objective: Objective, x: Tensor) -> Tensor:
-    """Return which iterates are the zero solution: small, and zero passes the first-order test |grad loss|_2 <= c."""
-    j = objective.split_at[1]
-    small = objective.c.squeeze(1) * x[:, :j].square().sum(1) < 1e-9
-    if not bool(small.any()):
-        return small
-    index = small.nonzero().squeeze(1)
+def _ended(objective: Objective, state: object, tol: float, tired: Tensor) -> Tensor:
+    """Return the status code of every problem in the batch, RUNNING for those that go on."""
+    residual = state.residual
+    status = torch.full_like(residual, RUNNING, dtype=torch.long)
+    status[state.stalled | tired] = STALLED
+    status[residual <= tol] = CONVERGED
+    status[objective.is_zero(state.x)] = ZERO
+    status[~torch.isfinite(residual)] = DIVERGED
+    return status
+
+
+def settle(objective: Objective, end: dict[str, Tensor]) -> Tensor:
+    """Return the end points, exactly zero where zero is optimal, with the bias that is optimal there."""
+    index = (end["status"] == ZERO).nonzero().squeeze(1)
+    x = end["x"].clone()
+    if not len(index):
+        return x
     some = objective.select(index)
-    at = x[index].clone()
-    at[:, :j] = 0
-    r = some.reduced
-    residual = r.loss.gradient(some.logits(at), r.targets) * r.weight * some.scale
-    small[index] = spectral_norm(residual) <= some.c.squeeze(1) * (1 + 1e-12)
-    return small
+    at = some.zero(x[index])
+    if some.bias_rate is not None:  # U = V = 0 is stationary, so that L-BFGS moves the bias alone
+        solver = load(SOLVERS, "lbfgs", "method")()
+        state = solver.init(some, at)
+        for _ in range(200):
+            if bool((state.g.norm(dim=1) < 1e-15).all()) or bool(state.stalled.all()):
+                break
+            state = solver.step(some, state)
+        at = torch.where(torch.isfinite(state.x).all(1, keepdim=True), state.x, at)
+    x[index] = at
+    end["residual"][index] = some.gradient(at).norm(dim=1)
+    return x
 
 
-STATUS = (Status.CONVERGED, Status.ZERO, Status.STEP_LIMIT, Status.STALLED, Status.DIVERGED)
+# --- the way back ------------------------------------------------------------------------------------------------
 
 
-def finish(problems: list[Problem], seeds: list[int], reduced: Reduced, end: dict[str, Tensor], method: str) -> list[Solution]:
+def finish(
+    problems: list[Problem], seeds: list[int], objective: Objective, x: Tensor, end: dict[str, Tensor], method: str
+) -> list[Solution]:
     """Return the Solutions of a batch: values and certificates batched, W, H and b at every problem's own d."""
-    objective, x = Objective(reduced), end["x"].clone()
-    zero = end["status"] == 1
-    j = objective.split_at[1]
-    x[:, :j] = torch.where(zero[:, None], 0.0, x[:, :j])
-    z = objective.logits(x)
-    f = objective.value(x)
-    proofs = certificates(problems, reduced, z, f)
-    u, v, beta = (None if p is None else p.cpu() for p in objective.parts(x))
-    values, residuals = f.tolist(), end["residual"].tolist()
+    values = objective.value(x)
+    factors = objective.factors(x)
+    proofs = certificates(problems, objective.reduced, objective.logits(x), values, factors)
+    u, v, b = (None if part is None else part.cpu() for part in factors)
+    codes, iterations, residuals, values = (t.tolist() for t in (end["status"], end["iterations"], end["residual"], values))
     out = []
-    for i, problem in enumerate(problems):
-        groups, outputs, dim = (int(s) for s in reduced.sizes[i])
-        lift = embedding(dim, problem.dim, seeds[i])
-        scale, rows = balance(problem)
-        weight = scale * u[i, :outputs, :dim] @ lift
-        means = torch.as_tensor(rows)[:, None] * v[i, :groups, :dim] @ lift
-        b = torch.zeros(outputs, dtype=torch.float64)
-        if beta is not None:
-            b = (beta[i, 0] * reduced.bias_scale[i].cpu())[:outputs]
-            if problem.bias == "free" and problem.loss != "mse" and problem.logit_scale is None:
-                b = b - b.mean()
+    for i, (problem, seed) in enumerate(zip(problems, seeds, strict=True)):
+        k, t, r = (int(s) for s in objective.reduced.sizes[i])
+        bias = None if b is None else b[i, :k]
+        parts = expand(problem, u[i, :k, :r], v[i, :t, :r], bias, seed)
         out.append(
             Solution(
                 problem=problem,
-                W=weight,
-                H=means,
-                b=b,
                 loss=values[i],
-                logits=means @ weight.T + b,
-                status=STATUS[int(end["status"][i])],
-                iterations=int(end["iterations"][i]),
+                status=STATUS[codes[i]],
+                iterations=iterations[i],
                 gradient_norm=residuals[i],
                 method=method,
-                seed=seeds[i],
+                seed=seed,
                 certificate=proofs[i],
+                **parts,
             )
         )
     return out
-
-
-__all__ = ["check", "find", "solve", "solve_many"]

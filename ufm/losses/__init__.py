@@ -13,7 +13,7 @@ LOSSES = {
         "ufm.losses.mse:MeanSquaredError",
         "squared error: 1/2 |z - y|^2",
         "convex in the logits; any real target rows",
-        "zhou2022optimization",
+        "zhou2022mse",
     ),
     "smoothing": Entry(
         "ufm.losses.smoothing:LabelSmoothing",
@@ -26,5 +26,11 @@ LOSSES = {
         "focal loss: -(1 - p_k)^gamma log p_k",
         "not convex for gamma > 0; hard labels",
         "zhou2022losses",
+    ),
+    "supcon": Entry(
+        "ufm.losses.supcon:SupervisedContrastive",
+        "supervised contrastive loss of unit features, full batch; the classifier is the class means",
+        "unit features; at least two samples of every class",
+        "graf2021",
     ),
 }

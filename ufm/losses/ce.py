@@ -18,6 +18,8 @@ from ufm.problem import Problem
 if TYPE_CHECKING:
     from torch import Tensor
 
+DOMINATED = 1e100  # sum of exp(z_j - z_k) above which log1p would overflow first
+
 
 class CrossEntropy:
     """m logsumexp(z) - q.z, with residuals that keep their relative accuracy down to the smallest probabilities."""
@@ -26,48 +28,42 @@ class CrossEntropy:
 
     def rows(self, problem: Problem) -> np.ndarray:
         """Return q (T, K): one-hot rows, or the problem's targets; class weights multiply q as they do in PyTorch."""
+        if problem.classes < 2:
+            raise RequestError(f"loss {problem.loss!r} needs at least 2 outputs, not {problem.classes}; use loss='mse'")
         if problem.targets is None:
             return np.eye(problem.classes)
         q = np.asarray(problem.targets)
-        if problem.classes < 2:
-            raise RequestError(f"loss {problem.loss!r} needs at least 2 outputs, not {problem.classes}; use loss='mse'")
         if q.min() < 0 or q.sum(1).min() <= 0:
-            raise RequestError(
-                f"targets of loss {problem.loss!r} must be >= 0 with a positive row sum; use loss='mse' for others"
-            )
+            raise RequestError(f"targets of loss {problem.loss!r} must be >= 0 with row sums > 0; use loss='mse' for others")
         return q if problem.class_weights is None else q * np.asarray(problem.class_weights)
 
     def value(self, z: Tensor, targets: Targets) -> Tensor:
         """Return m logsumexp(z) - q.z relative to the pivot logit, so that small losses keep their digits."""
-        pivot = targets.own(z).unsqueeze(2)
-        shifted = z - pivot
+        shifted = z - targets.own(z).unsqueeze(1)
         off = shifted.exp()
         targets.set_own(off, 0.0)
-        # log(1 + sum of the others), exact when the pivot dominates; logsumexp when another logit is far larger.
-        others = off.sum(2)
-        log_sum = torch.where(others < 1e100, others.log1p(), torch.logsumexp(shifted, 2))
-        return targets.mass.squeeze(2) * log_sum - (targets.rows * shifted).sum(2)
+        others = off.sum(1)
+        log_sum = torch.where(others < DOMINATED, others.log1p(), torch.logsumexp(shifted, 1))
+        value = targets.mass.squeeze(1) * log_sum
+        return value if targets.hard else value - (targets.rows * shifted).sum(1)
 
     def gradient(self, z: Tensor, targets: Targets) -> Tensor:
         """Return m softmax(z) - q; the pivot entry is minus the sum of the others (p_k - 1 would lose all digits)."""
-        p = z - z.amax(2, keepdim=True)
-        p.exp_()
-        p.mul_(targets.mass / p.sum(2, keepdim=True))
-        if targets.diagonal and targets.hard:
-            targets.set_own(p, 0.0)
-        else:
+        p = z.sub_(z.amax(1, keepdim=True)).exp_()
+        p.mul_(targets.mass / p.sum(1, keepdim=True))
+        if not targets.hard:
             p.sub_(targets.rows)
-            targets.set_own(p, 0.0)
-        targets.set_own(p, -p.sum(2))
+        targets.set_own(p, 0.0)
+        targets.set_own(p, p.sum(1).neg_())
         return p
 
     def hessian_product(self, z: Tensor, v: Tensor, targets: Targets) -> Tensor:
         """Return m (p * v - p (p.v))."""
-        p = torch.softmax(z, 2)
+        p = torch.softmax(z, 1)
         pv = p * v
-        return targets.mass * (pv - p * pv.sum(2, keepdim=True))
+        return pv.addcmul_(p, pv.sum(1, keepdim=True), value=-1).mul_(targets.mass)
 
     def dual(self, u: Tensor, targets: Targets) -> Tensor:
         """Return m Ent(p) with p = (q + u)/m, a distribution for u = theta (m softmax - q)."""
         p = ((targets.rows + u) / targets.mass).clamp_min(0.0)
-        return targets.mass.squeeze(2) * torch.special.entr(p).sum(2)
+        return targets.mass.squeeze(1) * torch.special.entr(p).sum(1)

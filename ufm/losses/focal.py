@@ -14,7 +14,7 @@ from ufm.problem import Problem
 if TYPE_CHECKING:
     from torch import Tensor
 
-TINY = 1e-290  # below the smallest probability that matters; keeps 0 * inf out of the powers
+TINY = 1e-290  # below every probability that matters; keeps 0 * inf out of the powers
 
 
 class Focal:
@@ -29,40 +29,40 @@ class Focal:
         return np.eye(problem.classes)
 
     def value(self, z: Tensor, targets: Targets) -> Tensor:
-        """Return -u^gamma log(1 - u), with u = 1 - p_k summed from the other classes."""
-        p, u = _probabilities(z, targets)
-        log_own = targets.own(torch.log_softmax(z, 2))
-        return -(u ** targets.parameter.squeeze(2)) * torch.where(u < 0.5, torch.log1p(-u), log_own)
+        """Return -u^gamma log p_k, with u = 1 - p_k summed from the other classes."""
+        _, u = _probabilities(z, targets)
+        own = targets.own(torch.log_softmax(z, 1))
+        return -(u**targets.parameter) * torch.where(u < 0.5, torch.log1p(-u.clamp_max(0.75)), own)
 
     def gradient(self, z: Tensor, targets: Targets) -> Tensor:
         """Return A (p - e_k), A = u^gamma - gamma u^(gamma-1) p_k log p_k."""
         p, u = _probabilities(z, targets)
-        slope = _slope(u, targets.own(p), targets)
+        slope = _slope(u, targets.own(p), targets.parameter)
         targets.set_own(p, -u)
-        return p.mul_(slope.unsqueeze(2))
+        return p.mul_(slope.unsqueeze(1))
 
     def hessian_product(self, z: Tensor, v: Tensor, targets: Targets) -> Tensor:
         """Return A dp + A'(p_k) dp_k (p - e_k), with dp = p * v - p (p.v)."""
         p, u = _probabilities(z, targets)
-        gamma, own = targets.parameter.squeeze(2), targets.own(p).clone()
-        slope = _slope(u, own, targets)
-        log_own = _log_own(u, own)
+        gamma, own = targets.parameter, targets.own(p).clone()
+        slope, log_own = _slope(u, own, gamma), _log_own(u, own)
         change = -gamma * u ** (gamma - 1) * (2 + log_own) + gamma * (gamma - 1) * u ** (gamma - 2) * own * log_own
         dp = p * v
-        dp.sub_(p * dp.sum(2, keepdim=True))
+        dp.addcmul_(p, dp.sum(1, keepdim=True), value=-1)
         targets.set_own(p, -u)
-        return dp * slope.unsqueeze(2) + p * (change * targets.own(dp)).unsqueeze(2)
+        return dp * slope.unsqueeze(1) + p * (change * targets.own(dp)).unsqueeze(1)
 
     def dual(self, u: Tensor, targets: Targets) -> Tensor:
-        """Raise: the loss has no convex dual."""
+        """Raise: the loss has no convex dual that would be tight."""
         raise NotImplementedError("the focal loss is not convex")
 
 
 def _probabilities(z: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    p = torch.softmax(z, 2)
+    """Return softmax(z) and u = sum of the probabilities off the pivot."""
+    p = torch.softmax(z, 1)
     own = targets.own(p).clone()
     targets.set_own(p, 0.0)
-    u = p.sum(2).clamp_(TINY, 1.0)
+    u = p.sum(1).clamp_(TINY, 1.0)
     targets.set_own(p, own)
     return p, u
 
@@ -71,6 +71,5 @@ def _log_own(u: Tensor, own: Tensor) -> Tensor:
     return torch.where(u < 0.5, torch.log1p(-u.clamp_max(0.75)), own.clamp_min(TINY).log())
 
 
-def _slope(u: Tensor, own: Tensor, targets: Targets) -> Tensor:
-    gamma = targets.parameter.squeeze(2)
+def _slope(u: Tensor, own: Tensor, gamma: Tensor) -> Tensor:
     return u**gamma - gamma * u ** (gamma - 1) * own * _log_own(u, own)

@@ -29,11 +29,11 @@ class MeanSquaredError:
 
     def value(self, z: Tensor, targets: Targets) -> Tensor:
         """Return 1/2 |z - y|^2."""
-        return 0.5 * (z - targets.rows).square_().sum(2)
+        return (z - targets.rows).square_().sum(1).mul_(0.5)
 
     def gradient(self, z: Tensor, targets: Targets) -> Tensor:
         """Return z - y."""
-        return z - targets.rows
+        return z.sub_(targets.rows)
 
     def hessian_product(self, z: Tensor, v: Tensor, targets: Targets) -> Tensor:
         """Return v: the Hessian is the identity."""
@@ -41,4 +41,4 @@ class MeanSquaredError:
 
     def dual(self, u: Tensor, targets: Targets) -> Tensor:
         """Return -|u|^2/2 - u.y."""
-        return -(0.5 * u + targets.rows).mul(u).sum(2)
+        return -(0.5 * u + targets.rows).mul(u).sum(1)

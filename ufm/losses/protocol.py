@@ -1,6 +1,7 @@
 """What a loss provides: functions of a batch of logit matrices, and the targets they are compared with.
 
-Logits here are `z` of shape (B, T, K): B problems, T distinct targets (classes), K outputs, after any logit scale and offset.
+Logits here are `z` of shape (B, K, T): B problems, K outputs, T distinct targets (classes), after any logit scale and
+offset; column t holds the logits of target t. Reductions run over the outputs, so that memory is walked along T.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Targets:
-    """Target rows of a batch. `diagonal` says that row t belongs to class t (hard or smoothed labels, T = K)."""
+    """Target columns of a batch, and where their largest entries (the pivots) are."""
 
-    rows: Tensor  # (B, T, K): q for cross-entropies, y for squared error
-    mass: Tensor  # (B, T, 1): the row sums of q
-    pivot: Tensor  # (B, T, 1) index of the largest entry of every row
-    diagonal: bool
-    hard: bool = False  # every row is one-hot (with mass m at the pivot)
-    parameter: Tensor | None = None  # (B, 1, 1): gamma of the focal loss
+    rows: Tensor  # (B, K, T): q for cross-entropies, y for squared error
+    mass: Tensor  # (B, 1, T): the sums of q
+    pivot: Tensor  # (B, 1, T): index of the largest entry of every column
+    diagonal: bool  # column t belongs to class t (hard or smoothed labels, T = K)
+    hard: bool  # every column has its whole mass at the pivot
+    parameter: Tensor | None = None  # (B, 1): gamma of the focal loss
 
     def select(self, index: Tensor) -> Targets:
         """Return the targets of some of the problems."""
@@ -33,20 +34,20 @@ class Targets:
         return Targets(self.rows[index], self.mass[index], self.pivot[index], self.diagonal, self.hard, parameter)
 
     def own(self, x: Tensor) -> Tensor:
-        """Return the entries of x (B, T, K) at the pivots, (B, T); a view where rows are diagonal."""
+        """Return the entries of x (B, K, T) at the pivots, (B, T); a view where columns are diagonal."""
         if self.diagonal:
             return x.diagonal(dim1=1, dim2=2)
-        return x.gather(2, self.pivot).squeeze(2)
+        return x.gather(1, self.pivot).squeeze(1)
 
     def set_own(self, x: Tensor, value: Tensor | float) -> None:
-        """Write `value` (B, T) into the pivot entries of x (B, T, K), in place."""
+        """Write `value`, (B, T) or a number, into the pivot entries of x (B, K, T), in place."""
         if self.diagonal:
             view = x.diagonal(dim1=1, dim2=2)
             view.fill_(value) if isinstance(value, float) else view.copy_(value)
         elif isinstance(value, float):
-            x.scatter_(2, self.pivot, value)
+            x.scatter_(1, self.pivot, value)
         else:
-            x.scatter_(2, self.pivot, value.unsqueeze(2))
+            x.scatter_(1, self.pivot, value.unsqueeze(1))
 
 
 class Loss(Protocol):
@@ -58,13 +59,13 @@ class Loss(Protocol):
         """Return the target rows (T, K) of a problem; RequestError when the targets do not suit the loss."""
 
     def value(self, z: Tensor, targets: Targets) -> Tensor:
-        """Return the loss of every row, (B, T)."""
+        """Return the loss of every column, (B, T)."""
 
     def gradient(self, z: Tensor, targets: Targets) -> Tensor:
-        """Return d loss / d z, (B, T, K), in a new tensor."""
+        """Return d loss / d z, (B, K, T). The memory of z is used for the result."""
 
     def hessian_product(self, z: Tensor, v: Tensor, targets: Targets) -> Tensor:
-        """Return the Hessian of every row applied to v, (B, T, K)."""
+        """Return the Hessian of every column applied to v, (B, K, T), in new memory."""
 
     def dual(self, u: Tensor, targets: Targets) -> Tensor:
-        """Return -loss*(u), minus the convex conjugate of every row at u = theta * gradient with 0 <= theta <= 1, (B, T)."""
+        """Return -loss*(u), minus the convex conjugate of every column at u = theta * gradient, 0 <= theta <= 1, (B, T)."""

@@ -1,6 +1,26 @@
 """The solvers, one file each; a solver is a small dataclass with `init` and `step`, the loop is in `ufm.solve`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
 from ufm.tables import Entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ufm.solvers.objective import Objective
+
+
+class Solver(Protocol):
+    """A way to walk downhill. States have x (B, P), residual (B,), stalled (B,) and select(index)."""
+
+    def init(self, objective: Objective, x: Tensor) -> Any:
+        """Return the state at the start points x (B, P)."""
+
+    def step(self, objective: Objective, state: Any) -> Any:
+        """Return the state one iteration later."""
+
 
 SOLVERS = {
     "lbfgs": Entry(
@@ -8,4 +28,25 @@ SOLVERS = {
         "batched limited-memory BFGS with an exact, slope-only line search",
         "every loss, bias and constraint; class-mean features",
     ),
+    "newton": Entry(
+        "ufm.solvers.newton:Newton",
+        "batched truncated Newton: Hessian products inside conjugate gradients, the same line search",
+        "ridge problems with free features; class-mean features",
+    ),
+    "projected": Entry(
+        "ufm.solvers.projected:Projected",
+        "L-BFGS on the free variables of features >= 0, several starts",
+        "features='nonnegative'",
+    ),
+}
+
+METHODS = {
+    **SOLVERS,
+}
+
+OBJECTIVES = {
+    "ridge": Entry("ufm.solvers.objective:Objective", "penalties on W, H and b"),
+    "sphere": Entry("ufm.solvers.normalised:Sphere", "unit rows, temperature"),
+    "ball": Entry("ufm.solvers.normalised:Ball", "layer-peeled: total norms"),
+    "tied": Entry("ufm.solvers.normalised:Tied", "similarities of unit features with each other"),
 }

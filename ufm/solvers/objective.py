@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ufm.certify import spectral_norm
 from ufm.reduce import Reduced
+
+SMALL = 1e-9  # c |x|^2 below this share of the loss at zero: time to ask whether zero is the optimum
 
 
 class Objective:
@@ -18,89 +21,147 @@ class Objective:
 
     def __init__(self, reduced: Reduced) -> None:
         self.reduced = reduced
-        self.batch, self.groups, self.outputs, self.dim = reduced.shape
+        self.batch, self.outputs, self.groups, self.dim = reduced.shape
         self.split_at = (self.outputs * self.dim, (self.outputs + self.groups) * self.dim)
-        scale = reduced.row_scale if reduced.column_scale is None else reduced.row_scale * reduced.column_scale
-        self.scale = scale  # (B, T, 1) or (B, T, K): d z / d (U V_t)
-        self.bias_rate = None  # (B, 1, 1) or (B, 1, K): d z / d beta
+        scale = reduced.feature_scale if reduced.logit_scale is None else reduced.feature_scale * reduced.logit_scale
+        self.scale = scale  # (B, 1, T) or (B, K, T): d z / d (U V_t)
+        self.bias_rate = None  # (B, 1, 1) or (B, K, 1): d z / d beta
         if reduced.bias_scale is not None:
             rate = reduced.bias_scale.unsqueeze(2)
-            self.bias_rate = rate if reduced.column_scale is None else rate * reduced.column_scale
+            self.bias_rate = rate if reduced.logit_scale is None else rate * reduced.logit_scale
         self.c = reduced.penalty.unsqueeze(1)
+
+    @property
+    def bounded(self) -> tuple[int, int]:
+        """The range of parameters that are features, which may have to be >= 0."""
+        return self.split_at
 
     def select(self, index: Tensor) -> Objective:
         """Return the objective of some of the problems."""
         return type(self)(self.reduced.select(index))
 
+    def start(self, x: Tensor) -> Tensor:
+        """Return a start point of all parameters from random U and V, (B, (K + T) r)."""
+        return x if self.bias_rate is None else torch.cat([x, x.new_zeros(len(x), self.outputs)], 1)
+
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return views U (B, K, r), V (B, T, r) and beta (B, 1, K) or None."""
+        """Return views U (B, K, r), V (B, T, r) and beta (B, K, 1) or None."""
         i, j = self.split_at
-        u = x[:, :i].view(-1, self.outputs, self.dim)
-        v = x[:, i:j].view(-1, self.groups, self.dim)
-        return u, v, None if self.bias_rate is None else x[:, j:].unsqueeze(1)
+        u = x[:, :i].unflatten(1, (self.outputs, self.dim))
+        v = x[:, i:j].unflatten(1, (self.groups, self.dim))
+        return u, v, None if self.bias_rate is None else x[:, j : j + self.outputs].unsqueeze(2)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return z (B, T, K), scale and offset applied."""
+        """Return z (B, K, T), scale and offset applied."""
         u, v, beta = self.parts(x)
-        z = torch.bmm(v, u.mT).mul_(self.scale)
+        return self.shift(torch.bmm(u, v.mT).mul_(self.scale), beta)
+
+    def shift(self, z: Tensor, beta: Tensor | None) -> Tensor:
+        """Add bias and offset to z, in place."""
         if beta is not None:
-            z.addcmul_(beta.expand_as(z), self.bias_rate.expand_as(z))
+            z += beta * self.bias_rate
         if self.reduced.offset is not None:
             z += self.reduced.offset
         return z
 
+    def residual(self, z: Tensor) -> Tensor:
+        """Return w_t times the gradient of the loss, (B, K, T), in the memory of z."""
+        return self.reduced.loss.gradient(z, self.reduced.targets).mul_(self.reduced.weight)
+
+    def data_value(self, z: Tensor) -> Tensor:
+        """Return sum_t w_t loss(z_t), (B,)."""
+        return (self.reduced.loss.value(z, self.reduced.targets) * self.reduced.weight.squeeze(1)).sum(1)
+
     def value(self, x: Tensor) -> Tensor:
         """Return f, (B,)."""
-        loss = self.reduced.loss.value(self.logits(x), self.reduced.targets)
-        return (loss * self.reduced.weight.squeeze(2)).sum(1) + 0.5 * (self.penalise(x) * x).sum(1)
+        return self.data_value(self.logits(x)) + 0.5 * (self.penalise(x) * x).sum(1)
 
     def penalise(self, x: Tensor) -> Tensor:
         """Return the gradient of the penalty, (B, P)."""
-        if self.bias_rate is None:
-            return self.c * x
-        out, j = self.c * x, self.split_at[1]
-        r = self.reduced
-        out[:, j:] = r.bias_penalty * r.bias_scale**2 * x[:, j:]
+        out = self.c * x
+        if self.bias_rate is not None:
+            r, j = self.reduced, self.split_at[1]
+            torch.mul(r.bias_penalty * r.bias_scale**2, x[:, j : j + self.outputs], out=out[:, j : j + self.outputs])
         return out
 
-    def gradient(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        """Return the gradient, (B, P); `z` are the logits of x where they are known."""
-        r = self.reduced
-        residual = r.loss.gradient(self.logits(x) if z is None else z, r.targets).mul_(r.weight)
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient, (B, P)."""
+        residual = self.residual(self.logits(x))
         u, v, _ = self.parts(x)
         out = self.penalise(x)
         gu, gv, gb = self.parts(out)
         if gb is not None:
-            gb += (residual * self.bias_rate).sum(1, keepdim=True)
+            gb += (residual * self.bias_rate).sum(2, keepdim=True)
         residual.mul_(self.scale)
-        gu.baddbmm_(residual.mT, v)
-        gv.baddbmm_(residual, u)
+        gu += torch.bmm(residual, v)
+        gv += torch.bmm(residual.mT, u)
+        return out
+
+    def hessian_product(self, x: Tensor, d: Tensor) -> Tensor:
+        """Return the Hessian at x applied to d, (B, P)."""
+        r = self.reduced
+        u, v, _ = self.parts(x)
+        du, dv, dbeta = self.parts(d)
+        z = self.logits(x)
+        dz = torch.bmm(du, v.mT).add_(torch.bmm(u, dv.mT)).mul_(self.scale)
+        if dbeta is not None:
+            dz += dbeta * self.bias_rate
+        curved = r.loss.hessian_product(z, dz, r.targets).mul_(r.weight)
+        residual = self.residual(z).mul_(self.scale)
+        out = self.penalise(d)
+        gu, gv, gb = self.parts(out)
+        if gb is not None:
+            gb += (curved * self.bias_rate).sum(2, keepdim=True)
+        curved.mul_(self.scale)
+        gu += torch.bmm(curved, v) + torch.bmm(residual, dv)
+        gv += torch.bmm(curved.mT, u) + torch.bmm(residual.mT, du)
         return out
 
     def relative(self, x: Tensor, g: Tensor) -> Tensor:
         """Return |grad| / (c |x|), (B,), the bias measured in its own unit."""
         j = self.split_at[1]
-        size = x[:, :j].norm(dim=1)
         norm = g[:, :j].norm(dim=1)
         if self.bias_rate is not None:
             norm = torch.hypot(norm, g[:, j:].norm(dim=1) / self.reduced.bias_scale.squeeze(1))
-        return norm / (self.c.squeeze(1) * size).clamp_min(1e-300)
+        return norm / (self.c.squeeze(1) * x[:, :j].norm(dim=1)).clamp_min(1e-300)
 
-    def line(self, x: Tensor, d: Tensor, z: Tensor | None = None) -> Line:
+    def line(self, x: Tensor, d: Tensor) -> Line:
         """Return f along x + a d: the logits there are z0 + a z1 + a^2 z2."""
         u, v, _ = self.parts(x)
         du, dv, dbeta = self.parts(d)
-        z1 = torch.bmm(v, du.mT).baddbmm_(dv, u.mT).mul_(self.scale)
-        z2 = torch.bmm(dv, du.mT).mul_(self.scale)
+        z1 = torch.bmm(u, dv.mT).add_(torch.bmm(du, v.mT)).mul_(self.scale)
+        z2 = torch.bmm(du, dv.mT).mul_(self.scale)
         if dbeta is not None:
             z1 += dbeta * self.bias_rate
         pull = self.penalise(d)
-        return Line(self.reduced, self.logits(x) if z is None else z, z1, z2, (pull * x).sum(1), (pull * d).sum(1))
+        return Line(self.reduced, self.logits(x), z1, z2, (pull * x).sum(1), (pull * d).sum(1))
+
+    def zero(self, x: Tensor) -> Tensor:
+        """Return x with U = V = 0 and the bias kept."""
+        out, j = x.clone(), self.split_at[1]
+        out[:, :j] = 0
+        return out
+
+    def is_zero(self, x: Tensor) -> Tensor:
+        """Return which iterates are the zero solution: small, and zero passes the first-order test |grad loss|_2 <= c."""
+        j = self.split_at[1]
+        small = self.c.squeeze(1) * x[:, :j].square().sum(1) < SMALL
+        if bool(small.any()):
+            index = small.nonzero().squeeze(1)
+            some = self.select(index)
+            residual = some.residual(some.logits(some.zero(x[index]))).mul_(some.scale)
+            small[index] = spectral_norm(residual) <= some.c.squeeze(1) * (1 + 1e-12)
+        return small
+
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return U, V and b (B, K) with norm constraints applied; unscaled under penalties."""
+        u, v, beta = self.parts(x)
+        return u, v, None if beta is None else beta.squeeze(2) * self.reduced.bias_scale
 
 
 @dataclass
 class Line:
-    """The objective along a direction; a trial costs elementwise work on (T, K) only."""
+    """The objective along a direction; a trial costs elementwise work on (K, T) only."""
 
     reduced: Reduced
     z0: Tensor
@@ -108,11 +169,6 @@ class Line:
     z2: Tensor
     first: Tensor  # (B,): penalty' = first + a second
     second: Tensor
-
-    def at(self, a: Tensor) -> Tensor:
-        """Return the logits at step a (B,)."""
-        a = a.view(-1, 1, 1)
-        return torch.addcmul(self.z0, a, torch.addcmul(self.z1, a, self.z2))
 
     def slope(self, a: Tensor) -> Tensor:
         """Return the directional derivative at step a, (B,)."""
