@@ -7,6 +7,8 @@ worker a third time is recorded as failed.
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any, NamedTuple
@@ -78,15 +80,18 @@ def row_of(job: Job, index: int, result: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Compute with one thread: sums in the same order whoever computes, and one process per core is faster anyway."""
-    import torch
+    with _one_blas_thread():
+        if "torch" not in sys.modules and os.environ.get("OMP_NUM_THREADS") == "1":
+            yield  # a worker: torch, if the cells import it, starts with one thread
+            return
+        import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with _one_blas_thread():
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
             yield
-    finally:
-        torch.set_num_threads(before)
+        finally:
+            torch.set_num_threads(before)
 
 
 def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
@@ -109,7 +114,7 @@ def results(jobs: Sequence[Job], workers: int = 1, cluster: str | None = None) -
         left = list(jobs)
         while left:
             try:
-                for rows in _parallel(left, workers):
+                for rows in _parallel(tuple(left), workers):  # a copy: jobs are dispatched while `left` shrinks
                     del left[0]
                     yield rows
             except Exception as error:

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):
-    """Raised at a safe point after a signal, when everything finished is saved. Exit status 128 + signum."""
+class Interrupted(BaseException):
+    """Raised at a safe point after a signal, when everything finished is saved. Exit status 128 + signum.
+
+    Like KeyboardInterrupt no Exception: what catches the errors of one cell must not catch this.
+    """
 
     def __init__(self, signum: int, resume: str = "") -> None:
         super().__init__(resume)
