@@ -11,6 +11,7 @@ from typing import Any
 _LAZY = {
     "measure": "empirical.epoch:measure",
     "Recorder": "empirical.recorder:Recorder",
+    "NeuralCollapse": "empirical.metric:NeuralCollapse",
     "list_layers": "empirical.features:list_layers",
 }
 __all__ = [*_LAZY]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from empirical.rows import Rows
 from empirical.store import Batches, Loss, Stored, collect, first_inputs, full_float32, network_of
 from ufm.errors import RequestError
 from ufm.measure import ClassMoments, collapse
-from ufm.seeds import stream
+from ufm.measure import match_counts as match_counts_of
 
 
 def measure(
@@ -146,7 +145,7 @@ def layer_rows(
     """Return one layer's rows: `train` and `test` are (features (N, d), labels (N,))."""
     with full_float32():
         reference = ClassMoments.of(*train, classes=classes)
-        own = matched(*train, test[1], classes, seed) if match_counts else train
+        own = _matched(*train, test[1], classes, seed) if match_counts else train
         on_train = collapse(*own, weight=weight, bias=bias, classes=classes, ood=ood, names=names)
         on_test = collapse(*test, weight=weight, bias=bias, classes=classes, ood=ood, names=names, reference=reference)
     return [
@@ -156,13 +155,10 @@ def layer_rows(
     ]
 
 
-def matched(features: Tensor, labels: Tensor, other: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a subsample with at most the class counts of `other`: n_c sets the size of NC1 that noise alone gives."""
-    y = labels.cpu().numpy()
-    most = np.bincount(other.cpu().numpy(), minlength=classes)
-    draw = stream(seed, "match-counts")
-    kept = [draw.permutation(np.flatnonzero(y == k))[: most[k]] for k in range(classes)]
-    chosen = torch.from_numpy(np.sort(np.concatenate(kept))).to(features.device)
+def _matched(features: Tensor, labels: Tensor, other: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return a subsample with at most the class counts of `other`."""
+    chosen = match_counts_of(labels.cpu(), torch.bincount(other, minlength=classes).cpu().numpy(), seed=seed)
     if not len(chosen):
         raise RequestError("match_counts: train and test have no class in common; leave it out")
-    return features[chosen], labels[chosen]
+    rows = torch.from_numpy(chosen).to(features.device)
+    return features[rows], labels[rows]

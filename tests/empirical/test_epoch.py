@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import empirical
 from empirical import store
 from empirical.data.split import Split
-from empirical.epoch import matched, measure_network
+from empirical.epoch import _matched, measure_network
 from empirical.features import evaluating, plan_layers
 from empirical.tensors import measure_tensors
 from ufm.errors import RequestError, RunError
@@ -173,7 +173,7 @@ def test_the_classifier_measures_see_the_weight_and_bias(setup):
 
 def test_match_counts_subsamples_train_only(setup):
     model, train, test = setup
-    x, y = matched(*train, test[1], CLASSES, seed=0)
+    x, y = _matched(*train, test[1], CLASSES, seed=0)
     assert torch.equal(torch.bincount(y), torch.bincount(test[1]))
     assert all(any(torch.equal(row, other) for other in train[0][train[1] == k]) for row, k in zip(x, y, strict=True))
     plain, same = (index(measure_network(model, [train], [test], match_counts=m)) for m in (False, True))
@@ -249,7 +249,7 @@ def test_wrong_data_is_one_line(setup):
         ([(x, y + 2)], good, "label 5 is out of range"),
         ([(x, y - 1)], good, "label -1 is out of range"),
         (good, [], "no batches"),
-        ([(x, torch.zeros_like(y))], good, "only one class"),
+        ([(x, torch.zeros_like(y))], good, "fewer than two classes"),
     ]
     for train, held, message in cases:
         with pytest.raises(RequestError, match=message) as caught:
