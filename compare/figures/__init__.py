@@ -31,6 +31,12 @@ FIGURES = {
         "one setting measured at two or more layers",
         "hesu2023",
     ),
+    "hero": Entry(
+        "compare.figures.hero:draw",
+        "test error against test NC1 for all runs, epochs and layers, with the floor, the line 2 err and the Gaussian-ETF curve",
+        "any settings; the lines need K affinely independent train means",
+        "hui2022",
+    ),
 }
 
 

@@ -82,7 +82,7 @@ class LogAxis:
         if self.zero is not None:
             ticks, labels = [self.zero, *ticks], ["0", *labels]
             self._break(ax)
-        _fix(ax.yaxis, ticks, labels, minor)
+        fix_ticks(ax.yaxis, ticks, labels, minor)
 
     def _break(self, ax: Axes) -> None:
         """Mark the jump from the lowest value to zero by two strokes across the axis."""
@@ -93,7 +93,8 @@ class LogAxis:
                     markeredgewidth=0.6, linestyle="none", clip_on=False, zorder=5, gid="decoration")  # fmt: skip
 
 
-def _fix(axis: Any, ticks: Sequence[float], labels: Sequence[str], minor: Sequence[float]) -> None:
+def fix_ticks(axis: Any, ticks: Sequence[float], labels: Sequence[str], minor: Sequence[float]) -> None:
+    """Set an axis' ticks for good: labels at `ticks`, none at `minor`."""
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_major_formatter(FixedFormatter(list(labels)))
     axis.set_minor_locator(FixedLocator(list(minor)) if len(minor) else NullLocator())
@@ -150,7 +151,7 @@ def time_axis(ax: Axes, curves: Iterable[Curve], along: str) -> str:
     else:
         ax.set_xscale("log")
         ax.set_xlim(low / 1.15, high * 1.12)
-    _fix(ax.xaxis, ticks, (["0"] if untrained else []) + tick_labels([t for t in ticks if t > 0]), minor)
+    fix_ticks(ax.xaxis, ticks, (["0"] if untrained else []) + tick_labels([t for t in ticks if t > 0]), minor)
     return label
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from compare.figures.axes import NC1, Legend, LogAxis, draw_curve, finish, panels, title
 from compare.figures.drawing import Drawing
-from compare.figures.series import COLUMNS, Curve, Measured, curve, one_setting, sample_count, seed_counts, t_half_width
+from compare.figures.series import COLUMNS, Curve, Measured, curve, excluded_note, facts, one_setting, seed_counts, t_half_width
 from compare.style import LOOKS, Look, Style, escape, shades
 from ufm.errors import RequestError
 
@@ -55,7 +55,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     rows = with_depth(rows, names)
     epochs = chosen_epochs(rows.where(measure="nc1_pinv").distinct("epoch") or rows.distinct("epoch"))
     separation = {split: _curves(rows, _SEPARATION[split], split, epochs, None) for split in _SEPARATION}
-    error = {split: _curves(rows, _ERROR[split], split, epochs, sample_count(rows, split)) for split in _ERROR}
+    error = {split: _curves(rows, _ERROR[split], split, epochs, facts(table).samples(split)) for split in _ERROR}
     if not any(c for curves in separation.values() for c in curves):
         raise RequestError("the rows hold no nc1_pinv by layer; draw a run of `empirical run collapse --layers all`")
     fit = fit_cascade(rows.where(measure="nc1_pinv", split="train", centres="self", epoch=epochs[-1])) if epochs else None
@@ -65,7 +65,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     found = [(f"nc1_{split}", separation[split]) for split in separation] + [(f"error_{split}", error[split]) for split in error]
     out = [row for panel, curves in found for c in curves for row in c.rows(panel)]
     out += [row for split, law in laws.items() for row in law.rows(f"nc1_{split}")]
-    return Drawing(figure, COLUMNS, out, _notes(names, fit, separation, laws))
+    return Drawing(figure, COLUMNS, out, _notes(names, fit, separation, laws) + excluded_note(table))
 
 
 def with_depth(rows: Measured, names: Sequence[str]) -> Measured:

@@ -9,7 +9,19 @@ import numpy as np
 
 from compare.figures.axes import NC1, Legend, LogAxis, draw_curve, finish, panels, time_axis, title, zero_line
 from compare.figures.drawing import Drawing
-from compare.figures.series import COLUMNS, Curve, Measured, abscissa, curve, last_layer, one_setting, sample_count, seed_counts
+from compare.figures.series import (
+    COLUMNS,
+    Curve,
+    Facts,
+    Measured,
+    abscissa,
+    curve,
+    excluded_note,
+    facts,
+    last_layer,
+    one_setting,
+    seed_counts,
+)
 from compare.style import LOOKS, Style
 from ufm.errors import RequestError
 
@@ -34,7 +46,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """
     rows = one_setting(table, "nc")
     along, layer = abscissa(rows), last_layer(rows)
-    found = {name: _curves(rows, layer, along, spec) for name, spec in PANELS.items()}
+    found = {name: _curves(rows, layer, along, spec, facts(table)) for name, spec in PANELS.items()}
     every = [c for curves in found.values() for c in curves.values()]
     if not any(every):
         raise RequestError(
@@ -54,16 +66,18 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     table_rows += [
         (name, "theory", np.nan, 0.0, np.nan, np.nan, 0, "theory") for name, curves in found.items() if any(curves.values())
     ]
-    return Drawing(figure, COLUMNS, table_rows, _notes(every, found))
+    return Drawing(figure, COLUMNS, table_rows, _notes(every, found) + excluded_note(table))
 
 
-def _curves(rows: Measured, layer: str, along: str, spec: tuple[str, str, tuple[str, ...], str, bool]) -> dict[str, Curve]:
+def _curves(
+    rows: Measured, layer: str, along: str, spec: tuple[str, str, tuple[str, ...], str, bool], known: Facts
+) -> dict[str, Curve]:
     _, _, names, weights, is_rate = spec
     found = {}
     for split in ("train", "test"):
         for name in names:
             some = rows.where(measure=name, split=split, layer=layer, centres="self")
-            found[split] = curve(some, f"{split}:{name}", along=along, rate_of=sample_count(rows, split) if is_rate else None)
+            found[split] = curve(some, f"{split}:{name}", along=along, rate_of=known.samples(split) if is_rate else None)
             if found[split]:
                 break
     if weights:
@@ -97,7 +111,7 @@ def _panel(ax: Any, spec: tuple[Any, ...], curves: Mapping[str, Curve], legend: 
 
 def _notes(every: list[Curve], found: Mapping[str, Mapping[str, Curve]]) -> tuple[str, ...]:
     notes = [
-        f"Geometric means (NC4: arithmetic) over {seed_counts(every)} with 95 % Student-t intervals (NC1-NC3: of the log mean).",
+        f"Geometric means (NC4: arithmetic if it reaches 0) over {seed_counts(every)}, 95 % t intervals of the log mean.",
         "G: unit-Frobenius Gram of the centred class means (or of the classifier's rows); "
         "W, M: unit-Frobenius weights and centred means.",
         "Limits: training time grows at a fixed training set (t, then n). Epoch 0 is the untrained network; "

@@ -144,13 +144,15 @@ def curve(rows: Measured, key: str, *, along: str = "epoch", rate_of: float | No
     """Return the mean over seeds at each value of the column `along`.
 
     Positive measures: the geometric mean and the Student-t interval of the log mean. With `rate_of` (a share of errors among
-    that many samples, NaN if unknown): the arithmetic mean, and the t interval joined in quadrature with the sample's own.
+    that many samples, NaN if unknown): the t interval joined in quadrature with the sample's own; arithmetic where one of the
+    curve's values is 0, else of the logarithm too.
     """
     grid = _grid(rows, along)
     if not len(grid.x):
         empty = np.zeros(0)
         return Curve(key, empty, empty, empty, empty, empty.astype(int), empty.astype(bool))
-    summary = [rate_interval(v, rate_of) if rate_of is not None else log_interval(v) for v in grid.finite()]
+    positive = bool((grid.values[np.isfinite(grid.values)] > 0).all())
+    summary = [log_interval(v) if rate_of is None else rate_interval(v, rate_of, log=positive) for v in grid.finite()]
     value, low, high = (np.array(column) for column in zip(*summary, strict=True))
     seeds = np.isfinite(grid.values).sum(0)
     censored = (grid.values <= 0) | (grid.below & np.isfinite(grid.values))
@@ -205,23 +207,36 @@ def log_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[fl
     return float(np.exp(centre)), float(np.exp(centre - half)), float(np.exp(centre + half))
 
 
-def rate_interval(values: np.ndarray, samples: float, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+def rate_interval(
+    values: np.ndarray, samples: float, confidence: float = CONFIDENCE, *, log: bool = False
+) -> tuple[float, float, float]:
     """Return the mean of error rates and its interval: Student t over seeds and Clopper-Pearson over `samples`, in quadrature.
 
     The seeds share one test set, so its sampling error does not shrink with their number. `samples` NaN: seeds alone.
+    `log`: all of it on the scale of the logarithm (positive rates).
     """
-    from scipy.stats import beta
-
     if not len(values):
         return np.nan, np.nan, np.nan
-    mean, half = float(values.mean()), t_half_width(values, confidence)
+    to, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
+    centre, half = float(to(values).mean()), t_half_width(to(values), confidence)
+    mean = float(back(centre))
     below = above = 0.0
     if np.isfinite(samples) and samples > 0:
-        errors, tail = mean * samples, (1 - confidence) / 2
-        below = mean - (beta.ppf(tail, errors, samples - errors + 1) if errors > 0 else 0.0)
-        above = (beta.ppf(1 - tail, errors + 1, samples - errors) if errors < samples else 1.0) - mean
+        low, high = _clopper_pearson(mean * samples, samples, confidence)
+        below, above = centre - to(low), to(high) - centre
         half = 0.0 if np.isnan(half) else half
-    return mean, max(0.0, mean - float(np.hypot(half, below))), min(1.0, mean + float(np.hypot(half, above)))
+    low, high = back(centre - np.hypot(half, below)), back(centre + np.hypot(half, above))
+    return mean, max(0.0, float(low)) if low == low else np.nan, min(1.0, float(high)) if high == high else np.nan
+
+
+def _clopper_pearson(errors: float, samples: float, confidence: float) -> tuple[float, float]:
+    """Return the exact binomial interval of a share; `errors` may be a mean over seeds, so not whole."""
+    from scipy.stats import beta
+
+    tail = (1 - confidence) / 2
+    low = beta.ppf(tail, errors, samples - errors + 1) if errors > 0 else 0.0
+    high = beta.ppf(1 - tail, errors + 1, samples - errors) if errors < samples else 1.0
+    return float(low), float(high)
 
 
 def t_half_width(values: np.ndarray, confidence: float = CONFIDENCE) -> float:
@@ -240,8 +255,45 @@ def seed_counts(curves: Sequence[Curve]) -> str:
     return f"{low} to {high} seeds" if low < high else f"{high} seed" + ("s" if high != 1 else "")
 
 
-def sample_count(rows: Measured, split: str = "test") -> float:
-    """Return the number of samples of a split where the run recorded it (measure `samples`), else NaN."""
-    found = rows.where(measure="samples", split=split)["value"]
-    found = found[np.isfinite(found)]
-    return float(found[-1]) if len(found) else np.nan
+@dataclass(frozen=True)
+class Facts:
+    """What the runs of a setting say of their data: sample counts (NaN if unknown), the number of classes (0 if unknown)."""
+
+    train: float = np.nan
+    test: float = np.nan
+    classes: int = 0
+
+    def samples(self, split: str) -> float:
+        """Return the number of samples of a split."""
+        return self.train if split == "train" else self.test
+
+
+def facts(table: Mapping[str, Any], cell: str | None = None) -> Facts:
+    """Return the facts that a loaded table carries beside its columns, for one cell or for its only one."""
+    cells = getattr(table, "cells", None) or {}
+    names = [cell] if cell is not None else list(cells)
+    if len(names) != 1 or names[0] not in cells:
+        return Facts()
+    for result in cells[names[0]].results.values():
+        data = result.get("data") if isinstance(result, Mapping) else None
+        if isinstance(data, Mapping):
+            train, test, classes = (_count(data.get(key)) for key in ("train", "test", "classes"))
+            return Facts(train, test, int(classes) if np.isfinite(classes) else 0)
+    return Facts()
+
+
+def _count(value: Any) -> float:
+    return float(value) if isinstance(value, int) and value > 0 else np.nan
+
+
+def excluded_note(table: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a sentence that lists the runs which are not in the table, or nothing."""
+    left_out = getattr(table, "excluded", ())
+    if not left_out:
+        return ()
+    names = [
+        f"{safe_text(e.cell)[:40]}" + (f" seed {e.seed}" if e.seed >= 0 else "") + f" ({safe_text(e.reason)[:80]})"
+        for e in left_out
+    ]
+    more = f", and {len(names) - 8} more" if len(names) > 8 else ""
+    return (f"Left out: {', '.join(names[:8])}{more}.",)

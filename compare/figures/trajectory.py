@@ -9,7 +9,18 @@ import numpy as np
 
 from compare.figures.axes import NC1, Legend, LogAxis, draw_curve, finish, panels, time_axis, title, zero_line
 from compare.figures.drawing import Drawing
-from compare.figures.series import COLUMNS, Curve, Measured, abscissa, curve, last_layer, one_setting, sample_count, seed_counts
+from compare.figures.series import (
+    COLUMNS,
+    Curve,
+    Measured,
+    abscissa,
+    curve,
+    excluded_note,
+    facts,
+    last_layer,
+    one_setting,
+    seed_counts,
+)
 from compare.style import LOOKS, Style
 from ufm.errors import RequestError
 
@@ -37,7 +48,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         RequestError: several settings, or neither NC1 nor an error rate over training.
     """
     rows = one_setting(table, "trajectory")
-    along, layer, samples = abscissa(rows), last_layer(rows), sample_count(rows)
+    along, layer, samples = abscissa(rows), last_layer(rows), facts(table).test
     collapse = {key: _curve(rows, key, where, layer, along) for key, (_, _, where) in _COLLAPSE.items()}
     lines = {
         key: curve(rows.where(measure=measure, split="test", layer=layer, centres="train"), measure, along=along, rate_of=samples)
@@ -58,7 +69,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         if any(np.isfinite(c.low).any() for c in every):
             legend.band(f"95 % interval, {seed_counts(every)}")
         finish(figure, style, legend)
-    return Drawing(figure, COLUMNS, _rows(collapse, lines, errors), _notes(every, samples, lines))
+    return Drawing(figure, COLUMNS, _rows(collapse, lines, errors), _notes(every, samples, lines) + excluded_note(table))
 
 
 def _curve(rows: Measured, key: str, where: tuple[str, str, str], layer: str, along: str) -> Curve:
@@ -122,8 +133,8 @@ def _notes(curves: list[Curve], samples: float, lines: Mapping[str, Curve]) -> t
         else "over seeds alone (the number of test samples is not recorded)"
     )
     notes = [
-        f"Curves are means over {seed_counts(curves)} (geometric for NC1) with 95 % Student-t intervals "
-        f"(of the log mean for NC1); error rates and the lines drawn from them: {sample}.",
+        f"Curves are means over {seed_counts(curves)} (geometric; arithmetic for error rates that reach 0) with 95 % "
+        f"Student-t intervals of the log mean; error rates and the lines drawn from them: {sample}.",
         "Limits: training time grows at a fixed training set (t, then n). Epoch 0 is the untrained network.",
     ]
     if not all(lines.values()):

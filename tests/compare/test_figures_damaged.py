@@ -51,14 +51,16 @@ def test_any_table_gives_a_figure_or_one_line(name, damage):
         drawing = figures.draw(name, DAMAGES[damage](table_for(name)), style)
     except RequestError as error:
         assert "\n" not in str(error) and "\x1b" not in str(error) and len(str(error)) < 300
-        assert damage in REFUSED or (name, damage) in ACCEPTED_REFUSALS
+        assert damage in REFUSED | ALSO_REFUSED.get(name, set())
         return
-    assert damage not in REFUSED
+    assert damage not in REFUSED - DRAWN.get(name, set())
     assert collisions(drawing.figure) == []
     assert "inf" not in csv_text(drawing).replace("inference", "")
 
 
-ACCEPTED_REFUSALS = {("layers", "one layer"), ("layers", "no nc1")}
+# What one figure needs beyond the others, and what it can draw although others cannot.
+ALSO_REFUSED = {"layers": {"one layer", "no nc1"}, "hero": {"no test", "no error", "no nc1", "all zero"}}
+DRAWN = {"hero": {"two settings", "no epochs"}}
 
 
 def test_a_run_that_diverged_is_a_marked_gap():
