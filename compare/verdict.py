@@ -121,7 +121,8 @@ def _against_null(table: Table, made: Verdict, seeds: Collection[int] | None) ->
     """A tolerance that noise would meet decides nothing: at most a third of the null's 1 % quantile."""
     claim = made.claim
     if claim.null is None:
-        return dataclasses.replace(made, reason=f"{made.reason}; no null distribution exists for it")
+        known = made.reason if not claim.control else f"{made.reason}; no null distribution exists for it"
+        return dataclasses.replace(made, reason=known)
     null = [abs(v - claim.predicted) for v in per_seed(table, claim.value.changed(claim.null), seeds).values()]
     if len(null) < claim.seeds_needed:
         return dataclasses.replace(made, verdict=UNDECIDED, reason=f"{made.reason}; its null was not measured")

@@ -1,0 +1,144 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from synthetic_runs import write_training
+
+from compare.cli import COMMANDS
+from ufm import console
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    return write_training(folder / "runs", layers=("blocks.0", "penultimate"))
+
+
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """Call `compare` in this process as the console script does; return (status, stdout, stderr)."""
+
+    def call(*arguments):
+        from compare.__main__ import _load
+
+        monkeypatch.setattr("signal.signal", lambda *values: None)
+        with pytest.raises(SystemExit) as leave:
+            console.run(_load, "compare", list(map(str, arguments)))
+        captured = capfd.readouterr()
+        return leave.value.code, captured.out, captured.err
+
+    return call
+
+
+def test_verdict_prints_the_table_and_the_reasons(run, runs):
+    code, out, err = run("verdict", runs)
+    assert code == 0 and err == ""
+    assert out.startswith("hui2022 (claims version ")
+    lines = out.splitlines()
+    assert "verdict" in lines[1] and sum(" agrees " in line for line in lines[2:7]) == 5
+    assert "control (the untrained network): deviates" in out
+    assert run("verdict", runs, "--strict")[0] == 0
+
+
+def test_a_deviation_is_a_result_and_with_strict_a_failure(run, tmp_path):
+    folder = write_training(tmp_path, train_end=0.2)
+    code, out, _ = run("verdict", folder)
+    assert code == 0 and "train-collapse: deviates" in out
+    assert run("verdict", folder, "--strict")[0] == 1
+
+
+def test_what_is_left_out_is_printed(run, tmp_path):
+    folder = write_training(tmp_path, seeds=range(6))
+    (folder / "seed-0" / "done").unlink()
+    assert "left out: " in run("verdict", folder)[1]
+    code, out, err = run("table", folder)
+    assert code == 0 and "seed 0: unfinished" in err and "left out" not in out
+
+
+@pytest.mark.parametrize("command", ["verdict", "table", "papers"])
+def test_json_is_one_document_on_stdout(run, runs, command):
+    arguments = [] if command == "papers" else [runs]
+    code, out, _ = run(command, *arguments, "--json")
+    assert code == 0
+    document = json.loads(out, parse_constant=pytest.fail)
+    if command == "verdict":
+        claims = document["papers"][0]["claims"]
+        assert len(claims) == 5 and claims[0]["control"] == "deviates" and claims[0]["low"] < claims[0]["high"]
+
+
+def test_papers_lists_scales_and_the_last_verdicts(run, tmp_path):
+    folder = tmp_path / "reports" / "hui2022-demo"
+    folder.mkdir(parents=True)
+    (folder / "verdicts.json").write_text(json.dumps({"summary": "5 agree", "version": 1}))
+    code, out, _ = run("papers", "--out", tmp_path)
+    assert code == 0 and "5 agree (version 1)" in out and "not run" in out
+    (folder / "verdicts.json").write_text("{")
+    assert "damaged" in run("papers", "--out", tmp_path)[1]
+
+
+def test_plot_writes_the_figure_its_numbers_and_its_origin(run, runs, tmp_path):
+    code, out, _ = run("plot", "trajectory", runs, "-o", tmp_path / "t.svg")
+    assert code == 0 and "t.svg" in out
+    assert (tmp_path / "t.csv").stat().st_size and json.loads((tmp_path / "t.json").read_text())["provenance"]["runs"]
+    code, out, _ = run("plot", "layers", runs, "-o", tmp_path / "l.pdf", "--json")
+    assert len(json.loads(out)["files"]) == 3
+
+
+def test_report_and_table_write_files(run, runs, tmp_path):
+    code, out, _ = run("report", runs, "-o", tmp_path / "r.html", "--figures", "trajectory")
+    assert code == 0 and out.startswith("5 agree") and (tmp_path / "r.html").stat().st_size > 5000
+    code, out, _ = run("table", runs, "--format", "latex", "--layer", "penultimate", "-o", tmp_path / "t.tex")
+    assert code == 0 and out == "" and r"\begin{tabular}" in (tmp_path / "t.tex").read_text()
+    assert "Zhu 2021" in run("table", runs, "--conventions")[1]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["verdict", "absent"], "no such folder"),
+        (["verdict"], "Missing argument"),
+        (["verdict", "{runs}", "--paper", "hui202"], "did you mean 'hui2022'"),
+        (["plot", "trajektory", "{runs}", "-o", "x.pdf"], "did you mean 'trajectory'"),
+        (["plot", "trajectory", "{runs}", "-o", "x.jpg"], "must end in .pdf"),
+        (["plot", "trajectory", "{runs}", "-o", "absent/x.pdf"], "does not exist"),
+        (["plot", "trajectory", "{runs}", "-o", "x.pdf", "--width", "nature"], "unknown width"),
+        (["report", "{runs}", "-o", "x.txt"], "must end in .html"),
+        (["report", "{runs}", "-o", "x.html", "--figures", "nope"], "unknown figure"),
+        (["table", "{runs}", "--format", "yaml"], "unknown --format"),
+        (["table", "{runs}", "--measure", "nc1"], "is not in these runs"),
+        (["table", "{runs}", "--layer", "last"], "is not in these runs"),
+        (["reproduce", "hui2022", "--scale", "demmo"], "did you mean 'demo'"),
+        (["reproduce", "nobody2020"], "unknown paper"),
+        (["reproduce", "hui2022", "--seeds", "nan"], "--seeds"),
+        (["reproduce", "hui2022", "--workers", "-1"], "--workers"),
+        (["reproduce", "general"], "has no scale"),
+        (["verdic", "{runs}"], "did you mean 'verdict'"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_writes_nothing(run, runs, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*[a.format(runs=runs) for a in arguments])
+    assert code == 2 and out == ""
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_page_ends_with_two_examples_and_their_time(run, command):
+    code, out, _ = run(command, "--help")
+    examples = out[out.index("Examples:") :].strip().splitlines()[1:]
+    assert code == 0 and len(examples) == 2
+    assert all(line.strip().startswith(f"compare {command}") and "  # " in line for line in examples)
+
+
+def test_help_and_verdict_import_no_torch(runs):
+    script = (
+        "import sys\nfrom compare.cli import main\n"
+        "for words in (['--help'], ['plot', '--help'], ['papers'], ['verdict', sys.argv[1]]):\n"
+        "    main.main(args=words, standalone_mode=False)\n"
+        "heavy = [m for m in ('torch', 'matplotlib') if m in sys.modules]\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(runs)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
