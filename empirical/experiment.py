@@ -6,8 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from empirical.data import DATASETS
+from empirical.models import MODELS
 from ufm.errors import RequestError
 from ufm.spec import option
+from ufm.tables import find
 
 VERSION = 1  # of the definition: raised when the same setting would give other numbers
 LOSSES = ("ce", "mse", "mse-mean", "smoothing", "focal")
@@ -68,6 +71,9 @@ class Experiment:
 
     def resolved(self) -> Experiment:
         """Return the experiment with every default that depends on another field filled in; RequestError if they clash."""
+        find(MODELS, self.model, "model")
+        if not self.dataset.startswith("folder:"):
+            find(DATASETS, self.dataset, "data set")
         if self.epochs is not None and self.steps is not None:
             raise RequestError(f"--epochs {self.epochs} and --steps {self.steps} exclude each other; give one")
         if self.optimizer == "lbfgs" and self.batch_size is not None:

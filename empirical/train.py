@@ -92,6 +92,8 @@ def load_data(experiment: Experiment, seed: int) -> tuple[Split, Split, dict[str
 def clock_of(experiment: Experiment, samples: int) -> Clock:
     """Return the clock of a training on `samples` samples."""
     batch = min(experiment.batch_size or samples, samples)
+    if experiment.norm == "batch" and batch < 2:
+        raise RequestError(f"--batch-size {batch}: batch norm needs 2 samples or more; use --batch-size 2 or --norm none")
     clock = Clock(samples, batch, 1)
     return Clock(samples, batch, experiment.steps or clock.per_epoch * int(experiment.epochs or 1))
 
@@ -116,8 +118,6 @@ def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
     """Return the training at step 0; every wrong request is found here, before anything is written."""
     train, test, info = load_data(experiment, seed)
     clock = clock_of(experiment, len(train))
-    if experiment.norm == "batch" and min(clock.batch, clock.samples) < 2:
-        raise RequestError(f"--batch-size {clock.batch}: batch norm needs 2 samples or more; use --batch-size 2 or --norm none")
     network = build_network(experiment, train, seed)
     due = measuring_steps(experiment.measure_at, clock)
     network = network.to(device)
