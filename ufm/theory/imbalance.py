@@ -24,6 +24,7 @@ from ufm.theory.reduced import Reduced, factors, obstacle, reduce, single_layer
 STEEPEST = 500.0
 LOWEST = 700.0  # log-probabilities are searched down to -LOWEST, where float64 ends
 SMALLEST_MULTIPLIER = 1e-280
+LARGEST_LOG_RATIO = 300.0
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,6 @@ def minority_collapse_ratio(majority: int, minority: int, energy: float = 1.0) -
     high = 1.0
     while excess(high) < 0:
         high += 2.0
-        if high > 600:
-            raise RequestError(f"energy {energy} is so large that R_0 exceeds e^600; lower it")
+        if high > LARGEST_LOG_RATIO:
+            raise RequestError(f"energy {energy} is so large that R_0 exceeds e^{LARGEST_LOG_RATIO:g}; lower it")
     return math.exp(brentq(excess, 1e-12, high, xtol=1e-14))
