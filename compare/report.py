@@ -47,6 +47,10 @@ figcaption { font-size: .9rem; color: #333; max-width: 44rem; }
 code, pre { font: .82rem/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .7rem; margin: .4rem 0; }
 ul { padding-left: 1.2rem; margin: .4rem 0; } li { margin: .25rem 0; overflow-wrap: anywhere; }
+@media (max-width: 42rem) { thead { display: none; } tr { display: block; padding: .5rem 0; border-bottom: 1px solid #bbb; }
+  td, td.n, td.t { display: flex; gap: .6rem; text-align: left; white-space: normal; border: 0; padding: .1rem 0; min-width: 0; }
+  td::before { content: attr(data-l); flex: 0 0 7.5rem; color: #555; font-size: .82rem; }
+  td:first-child { display: block; font-weight: 600; } td:first-child::before { content: none; } }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; } .scroll { overflow: visible; }
   tr, figure { break-inside: avoid; } h2, h3 { break-after: avoid; } a { color: inherit; } }
 """
@@ -109,6 +113,11 @@ def _e(text: Any) -> str:
     return html.escape(safe_text(text), quote=True)
 
 
+def _m(text: Any) -> str:
+    """Escape, with the signs of mathematics for their stand-ins on a terminal."""
+    return _e(str(text).replace("+-", "\u00b1").replace(">=", "\u2265").replace("<=", "\u2264").replace(" x ", " \u00d7 "))
+
+
 def _lead(judged: Sequence[Judged], verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "No claim was judged: these runs belong to no known paper and hold no test features about train means."
@@ -124,7 +133,11 @@ def _table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) ->
     """Return a table; columns are (heading, class), cells are HTML already escaped."""
     head = "".join(f'<th scope="col" class="{c}">{_e(name)}</th>' for name, c in columns)
     body = "\n".join(
-        "<tr>" + "".join(f'<td class="{c}">{cell}</td>' for cell, (_, c) in zip(row, columns, strict=True)) + "</tr>"
+        "<tr>"
+        + "".join(
+            f'<td class="{c}" data-l="{_e(name)}"><span>{cell}</span></td>' for cell, (name, c) in zip(row, columns, strict=True)
+        )
+        + "</tr>"
         for row in rows
     )
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
@@ -132,6 +145,14 @@ def _table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) ->
 
 def _mark(verdict: str) -> str:
     return f'<span class="v {verdict.replace(" ", "-")}">{MARKS[verdict]} {verdict}</span>'
+
+
+def _control_mark(v: Verdict) -> str:
+    """A control that deviates is what is wanted: say so, or a reader takes the red cross for bad news."""
+    if v.control is None:
+        return ""
+    kind, text = (AGREES, "fails, as it must") if v.control.verdict == DEVIATES else (DEVIATES, "does not fail")
+    return f'<span class="v {kind}">{MARKS[kind]} {text}</span>'
 
 
 def _verdict_section(one: Judged) -> str:
@@ -148,8 +169,8 @@ def _verdict_section(one: Judged) -> str:
     rows = []
     for v in one.verdicts:
         where = f'<br><span class="small">{_e(v.cell)}</span>' if several and v.cell else ""
-        shown = [_e(_measured(v)), _e(_interval(v)), _e(expected(v.claim)), str(len(v.seeds))]
-        rows.append([_e(v.claim.text) + where, _mark(v.verdict), *shown, _mark(v.control.verdict) if v.control else ""])
+        shown = [_e(_measured(v)), _e(_interval(v)), _m(expected(v.claim)), str(len(v.seeds))]
+        rows.append([_m(v.claim.text) + where, _mark(v.verdict), *shown, _control_mark(v)])
     return (
         f"<h2>Verdicts: {_e(one.title)}</h2>\n{_table(columns, rows)}\n"
         '<p class="small">A control is the same claim where it must fail; a claim agrees only if its control deviates. '
@@ -169,9 +190,9 @@ def _interval(v: Verdict) -> str:
 
 
 def _verdict_details(v: Verdict) -> str:
-    lines = [f"<h3>{_e(v.claim.name)}: {_e(v.verdict)}</h3>", f"<p>{_e(_sentence(v.reason))}</p>"]
+    lines = [f"<h3>{_e(v.claim.name)}: {_e(v.verdict)}</h3>", f"<p>{_m(_sentence(v.reason))}</p>"]
     if v.control is not None:
-        lines.append(f"<p>Control, {_e(v.claim.control_text)}: {_e(v.control.verdict)}; {_e(_sentence(v.control.reason))}</p>")
+        lines.append(f"<p>Control, {_e(v.claim.control_text)}: {_e(v.control.verdict)}; {_m(_sentence(v.control.reason))}</p>")
     facts = []
     if v.claim.assumption:
         facts.append(f"Assumption: {v.claim.assumption}.")
@@ -188,7 +209,9 @@ def _verdict_details(v: Verdict) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
+    first = text.partition(" ")[0]
+    start = text[:1].upper() if first.isalpha() else text[:1]  # a measure's name keeps its spelling
+    return start + text[1:] + ("" if text.endswith(".") else ".")
 
 
 # --- figures and the test panel ----------------------------------------------------------------------------------

@@ -206,7 +206,8 @@ def _identity(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verd
         if math.isfinite(total + sum(terms)):
             residuals[key] = -abs(total - sum(terms)) / size  # negative: the worst point is the smallest
     made = _every_point(claim, residuals, -claim.tolerance, "largest relative residual", "")
-    return dataclasses.replace(made, estimate=abs(made.estimate), low=abs(made.high), high=abs(made.low))
+    sizes = tuple(map(abs, made.values))
+    return dataclasses.replace(made, estimate=abs(made.estimate), low=abs(made.high), high=abs(made.low), values=sizes)
 
 
 def _every_point(claim: Claim, margins: Mapping[tuple[int, int], float], least: float, what: str, left_out: str) -> Verdict:

@@ -18,7 +18,8 @@ def rows_for(values, measure="nc1_pinv"):
     number = len(values)
     return table_of(
         {"measure": [measure] * number, "value": values, "seed": range(number), "epoch": [3] * number, "cell": ["=c"] * number,
-         "split": ["train"] * number, "layer": ["penultimate"] * number, "centres": ["self"] * number, "predicted": [0.0] * number}
+         "split": ["train"] * number, "layer": ["penultimate"] * number, "centres": ["self"] * number,
+         "predicted": [0.0] * number}
     )  # fmt: skip
 
 
