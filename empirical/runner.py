@@ -133,7 +133,7 @@ def run_jobs(
         if finished is not None:
             finished(outcome)
 
-    with stop_on_signals() as stop, warnings_as_lines():
+    with stop_on_signals() as stop:
         if workers == 1 and not cluster:
             for job in jobs:
                 keep(job, attempt(job, stop, progress(job) if progress else None))
@@ -198,7 +198,7 @@ def _ignore_interrupts() -> None:
 
 
 def _in_worker(number: int, job: Job, scratch: str) -> tuple[int, Outcome]:
-    with stop_on_signals() as stop, warnings_as_lines():
+    with stop_on_signals() as stop, _warnings_as_lines():
         watch = FileStop(stop, Path(scratch) / "stop")
         if watch:
             return number, Outcome(str(job.path), job.seed, INTERRUPTED, 128 + watch.signum)
@@ -245,8 +245,8 @@ def _told(stop: Stop, scratch: Path) -> Iterator[None]:
 
 
 @contextmanager
-def warnings_as_lines() -> Iterator[None]:
-    """Show the warnings of run folders as one line on stderr, without the place in the code."""
+def _warnings_as_lines() -> Iterator[None]:
+    """In a worker: show the warnings of run folders as one line on stderr, as the main process does."""
     with warnings.catch_warnings():
         shown = warnings.showwarning
 

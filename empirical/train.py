@@ -312,6 +312,7 @@ def run_training(
     *,
     observe: Observe,
     device: torch.device,
+    keep: Callable[[Training], Mapping[str, Any]] | None = None,
     threads: int = 1,
     stop: Stop | None = None,
     report: Report | None = None,
@@ -322,6 +323,7 @@ def run_training(
         experiment: a resolved experiment.
         run: the folder of one seed, open for writing.
         observe: returns the rows measured on the training at this moment; it changes nothing.
+        keep: returns the named arrays that stay in `tensors.safetensors` of a finished training.
         device, threads: where; 0 threads leaves torch's own choice.
         stop: looked at after every step; when true, a checkpoint is saved and Interrupted raised.
         report: called about ten times a second, for progress.
@@ -342,6 +344,8 @@ def run_training(
             keeper.save()
             raise Interrupted(stop.signum)
         keeper.save()
+        if keep is not None and status == FINISHED:
+            run.write_tensors("tensors.safetensors", keep(training))
     return finish(training, run, status or FINISHED)
 
 

@@ -7,15 +7,11 @@ from typing import Any
 import click
 
 from empirical.data import DATASETS
-from ufm.console import print_json, print_table, say
+from ufm.console import examples, print_json, print_table, say
 from ufm.errors import RequestError
 from ufm.tables import find
 
-EPILOG = """\b
-Examples:
-  empirical data list                (a few seconds)
-  empirical data fetch cifar10       (a download of 170 MB)
-"""
+EPILOG = examples(("empirical data list", "5 s"), ("empirical data fetch cifar10", "a download of 170 MB"))
 
 
 @click.group(epilog=EPILOG)

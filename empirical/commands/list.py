@@ -9,16 +9,12 @@ from empirical.data import DATASETS
 from empirical.experiment import LOSSES, OPTIMIZERS, SCHEDULES
 from empirical.models import MODELS
 from empirical.studies import STUDIES
-from ufm.console import print_json, print_table
+from ufm.console import examples, print_json, print_table
 
 
 @click.command(
     "list",
-    epilog="""\b
-Examples:
-  empirical list              (at once)
-  empirical list --json       (at once)
-""",
+    epilog=examples(("empirical list", "at once"), ("empirical list --json", "at once")),
 )
 @click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout, nothing else")
 def list_command(as_json: bool) -> int:

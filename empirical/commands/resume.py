@@ -13,16 +13,16 @@ from empirical.experiment import from_setting
 from empirical.runner import Job, run_jobs
 from empirical.studies import Study, study
 from empirical.sweep import FILE, folder_name, read_sweep
+from ufm.console import examples
 from ufm.errors import RequestError
 from ufm.record import Run
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  empirical resume runs/collapse/digits-mlp-0123456789ab     (what was left of it)
-  empirical resume runs/collapse/sweep-0123456789ab          (every setting of a sweep)
-"""
+    epilog=examples(
+        ("empirical resume runs/collapse/digits-mlp-0123456789ab", "what was left of one setting"),
+        ("empirical resume runs/collapse/sweep-0123456789ab", "what was left of a sweep"),
+    )
 )
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--device", default=None, metavar="TEXT", help="auto, cpu, cuda or cuda:N  [default: the device it began on]")

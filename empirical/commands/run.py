@@ -16,7 +16,7 @@ from empirical.commands.shown import Progress, print_outcomes
 from empirical.runner import Job, run_jobs
 from empirical.studies import STUDIES, Study, study
 from empirical.sweep import write_sweep
-from ufm.console import print_json, say
+from ufm.console import examples, print_json, say
 from ufm.errors import RequestError
 from ufm.spec import build, cells, click_options, option, read_toml, resolve
 
@@ -46,21 +46,20 @@ class Studies(click.Group):
         return command_of(study(name))
 
 
-@click.command(cls=Studies)
-def run() -> None:
-    r"""Train networks and measure them. STUDY is what is looked at.
-
-    \b
-    Examples:
-      empirical run collapse --preset digits --seeds 0:5     (about 15 s on 2 cores)
-      empirical run collapse --help                          (every option)
-    """
+run = Studies(
+    "run",
+    help="Train networks and measure them. The study says what is looked at.",
+    epilog=examples(
+        ("empirical run collapse --preset digits --seeds 0:5", "15 s on 2 cores"),
+        ("empirical run collapse --help", "every option"),
+    ),
+)
 
 
 def command_of(chosen: Study) -> click.Command:
     """Return the click command of one study."""
 
-    @click.command(chosen.name, help=chosen.summary, epilog="\b\nExamples:\n  " + "\n  ".join(chosen.examples))
+    @click.command(chosen.name, help=chosen.summary, epilog=examples(*chosen.examples))
     @click.option("--preset", metavar="NAME", shell_complete=_complete_presets, help="fill options from a shipped TOML file")
     @click.option("--config", metavar="FILE", help="fill options from your own TOML file; flags win")
     @click.option("--zip", "zipped", metavar="a,b", help="walk the grids of these options together")

@@ -21,7 +21,7 @@ class Study:
     check: (experiment, seed) -> Cost; every wrong request is found here, before anything is written.
     train: (experiment, run, *, device, threads, stop, report) -> the run's result.
     columns: of the result's final values, for the printed table: heading -> "split/layer/centres/metric".
-    examples: two command lines and how long they take, for `--help`.
+    examples: two pairs (command line, how long it takes), for `--help`.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Study:
     check: str
     train: str
     columns: dict[str, str]
-    examples: tuple[str, str]
+    examples: tuple[tuple[str, str], tuple[str, str]]
 
     def function(self, which: str) -> Callable[..., Any]:
         """Import and return `check` or `train`."""

@@ -19,7 +19,7 @@ STUDY = Study(
         "test error": "test/network/self/error",
     },
     examples=(
-        "empirical run collapse --preset digits --seeds 0:5        (5 networks, about 15 s on 2 cores)",
-        "empirical run collapse --dataset mnist5k --weight-decay 5e-4,2e-3 --epochs 50        (2 networks, about 1 min)",
+        ("empirical run collapse --preset digits --seeds 0:5", "5 networks, 15 s on 2 cores"),
+        ("empirical run collapse --preset mnist5k --weight-decay 5e-4,2e-3", "2 networks, 1 min on 2 cores"),
     ),
 )
