@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any, NamedTuple
 
@@ -111,25 +111,36 @@ def results(jobs: Sequence[Job], workers: int = 1, cluster: str | None = None) -
         yield from map(compute, jobs)
         return
     with _backend(cluster):
-        left = list(jobs)
-        while left:
+        number = -1 if cluster is not None else workers  # -1: whatever the scheduler has
+        finished = 0
+        while finished < len(jobs):
+            begun: list[Job] = []
+            before = finished
             try:
-                for rows in _parallel(tuple(left), workers):  # a copy: jobs are dispatched while `left` shrinks
-                    del left[0]
+                for rows in _parallel(_noting(jobs[finished:], begun), number):
+                    finished += 1
                     yield rows
             except Exception as error:
                 if not _worker_lost(error):
                     raise
-                # The dead worker held one of the first jobs that are left: which one shows when each runs alone.
-                for job in left[:workers]:
+                # The dead worker held one of the jobs that were begun and have not come back; alone each shows itself.
+                suspects = max(1, len(begun) - (finished - before))
+                for job in jobs[finished : finished + suspects]:
+                    finished += 1
                     yield _alone(job)
-                del left[:workers]
 
 
-def _parallel(jobs: Sequence[Job], workers: int) -> Iterator[list[dict[str, Any]]]:
+def _noting(jobs: Iterable[Job], begun: list[Job]) -> Iterator[Job]:
+    for job in jobs:
+        begun.append(job)
+        yield job
+
+
+def _parallel(jobs: Iterable[Job], number: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield results in order; joblib takes from `jobs` only as its workers become free."""
     import joblib
 
-    pool = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1, pre_dispatch="n_jobs")
+    pool = joblib.Parallel(n_jobs=number, return_as="generator", batch_size=1, pre_dispatch="n_jobs")
     return pool(joblib.delayed(compute)(job) for job in jobs)
 
 

@@ -204,13 +204,13 @@ def _range(flag: str, text: str) -> list[float | int]:
 
 
 def _spaced(start: float, stop: float, number: int, log: bool) -> list[float]:
-    """End points exact, so that a grid's ends are the numbers that were typed."""
+    """End points exact; inner points to 14 digits, so that 0.001 of a grid is the 0.001 somebody types later."""
     fractions = [i / (number - 1) for i in range(number)]
     if log:
         inner = [math.exp(math.log(start) + f * (math.log(stop) - math.log(start))) for f in fractions]
     else:
         inner = [start + f * (stop - start) for f in fractions]
-    return [start, *inner[1:-1], stop]
+    return [start, *(float(f"{v:.14g}") for v in inner[1:-1]), stop]
 
 
 # --- a whole spec ------------------------------------------------------------------------------------------------

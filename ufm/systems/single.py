@@ -79,8 +79,6 @@ def class_counts(spec: Single) -> int | tuple[int, ...]:
             raise RequestError("--counts says every n_k already; leave out --imbalance and --minority")
         return spec.counts
     if spec.imbalance == 1:
-        if spec.minority is not None:
-            raise RequestError(f"--minority {spec.minority} needs --imbalance R > 1; for example --imbalance 10")
         return spec.per_class
     if spec.targets is not None:
         raise RequestError("--imbalance is about classes; with --targets give the rows' multiplicities by --counts")
@@ -99,6 +97,11 @@ def check(spec: Single) -> Cost:
     """Return what a cell costs; RequestError when it is no valid problem."""
     if spec.trajectory and spec.method not in PATHS:
         raise RequestError(f"--trajectory follows a path; use --method with one of {', '.join(PATHS)}")
+    if spec.bias != "ridge" and spec.lambda_b > 0:
+        raise RequestError(
+            f"--lambda-b {spec.lambda_b:g} is used only with --bias ridge; to compare biases walk both together: "
+            "--bias none,ridge --lambda-b 0,0.01 --zip bias,lambda-b"
+        )
     if spec.targets is None and spec.classes < 2:
         raise RequestError(f"--classes {spec.classes} is out of range; it must be >= 2, for example 10")
     cost = _cost(spec)
