@@ -123,13 +123,13 @@ def plan_layers(model: nn.Module, example: Any, layers: str | Sequence[str] = "l
     model = bare(model)
     with evaluating(model):
         flow = trace(model, example)
-        out = first_tensor(model(example))
-        if out is None or out.ndim != 2:
-            shape = "no tensor" if out is None else f"shape {tuple(out.shape)}"
+        if flow.output is None or len(flow.output) != 2:
+            shape = "no tensor" if flow.output is None else f"shape {flow.output}"
             raise RequestError(f"the network returns {shape}; it must return logits of shape (batch, classes)")
-        finder = _Finder(model, flow, _find_classifier(model, flow, out.shape[1], classifier))
+        outputs = flow.output[1]
+        finder = _Finder(model, flow, _find_classifier(model, flow, outputs, classifier))
         names = _names(finder, layers, example)
-        plan = Plan(tuple(finder.layer(name) for name in names), finder.classifier, out.shape[1])
+        plan = Plan(tuple(finder.layer(name) for name in names), finder.classifier, outputs)
         sized, features = _sized(model, example, plan)
         if layers == "all":
             sized = _without_twin(sized, features)

@@ -15,7 +15,7 @@ from empirical.rows import Rows
 from empirical.schedule import PAPYAN
 from empirical.store import Batches, Loss, collect, first_inputs, length, network_of
 from empirical.tensors import tensors_of
-from ufm.errors import RequestError
+from ufm.errors import RequestError, RunError
 from ufm.provenance import environment
 from ufm.record import Run
 
@@ -35,9 +35,9 @@ class Recorder:
                 recorder.step()
             recorder.epoch(epoch)               # measures where `at` says so, else does nothing
     ```
-    Leaving the block measures the final state if it was not due, writes the arrays that `compare` needs and marks the run
-    done. After an exception the run stays unfinished; opened again with the same arguments it goes on, and an epoch that
-    comes again replaces what was recorded from that epoch on.
+    Leaving the block measures the final state, writes the arrays that `compare` needs and marks the run done. After an
+    exception the run stays unfinished; opened again with the same arguments it goes on, and an epoch that comes again
+    replaces what was recorded from that epoch on. Of several processes only one may record.
     """
 
     def __init__(
@@ -74,7 +74,9 @@ class Recorder:
         self.match_counts, self.seed, self.loss = match_counts, seed, loss
         self.plan = plan_layers(self.model, first_inputs(self.model, train_loader, self.device), layers, classifier)
         first_inputs(self.model, test_loader, self.device)
-        self.steps, self.last, self._measured = 0, None, None
+        self.steps = 0  # to be set by a loop that goes on from a checkpoint
+        self.last: int | None = None
+        self._values: dict[str, float] = {}
         self._run: Run | None = Run.create(
             out, "measure", name, self._setting(config), seed=seed, environment=environment(str(self.device), seed=seed)
         )
@@ -110,30 +112,35 @@ class Recorder:
         """
         if isinstance(epoch, bool) or int(epoch) != epoch or epoch < 0:
             raise RequestError(f"epoch {epoch!r} is not an integer >= 0; give the number of epochs trained")
-        self.last = int(epoch)
-        return self._measure(self.last, values or {}) if self._due(self.last) else Rows()
+        self._open()
+        self.last, self._values = int(epoch), dict(values or {})
+        if not self._due(self.last):
+            return Rows()
+        if any(recorded is None or recorded >= self.last for recorded in self._epochs):
+            self._open().log(f"epoch {self.last} comes again: measurements from there on are replaced")
+        return self._measure(final=False)
 
-    def _measure(self, epoch: int, values: Mapping[str, float]) -> Rows:
-        run = self._open()
-        self._rewind(run, epoch)
-        train, test = (collect(self.model, self.plan, d, device=self.device, loss=self.loss) for d in (self.train, self.test))
+    def _measure(self, final: bool) -> Rows:
+        """Replace what is recorded from the last epoch on by the state of now; `final`: with the arrays for the comparison."""
+        run, epoch = self._open(), self.last
+        later = [i for i, recorded in enumerate(self._epochs) if recorded is None or recorded >= epoch]
+        try:
+            train, test = (collect(self.model, self.plan, d, device=self.device, loss=self.loss) for d in (self.train, self.test))
+        except RunError as error:
+            run.write_json("result.json", {"status": f"diverged: {error}", "ok": False, "epoch": epoch, "step": self.steps})
+            raise
         weight, bias = classifier_weight(self.model, self.plan)
         rows = rows_of(train, test, self.plan, weight, bias, match_counts=self.match_counts, seed=self.seed)
-        rows += [network_row(name, value) for name, value in values.items()]
-        stamp = {"seed": self.seed, "epoch": epoch, "step": self.steps}
-        run.append(METRICS, [{**stamp, **row} for row in rows])
-        run.write_tensors(TENSORS, tensors_of(train, test, self.plan, weight, bias))
-        self._epochs += [epoch] * len(rows)
-        self._measured = epoch
-        return Rows(rows)
-
-    def _rewind(self, run: Run, epoch: int) -> None:
-        """Drop what an earlier session recorded from this epoch on: the loop has gone back to before it."""
-        later = [i for i, recorded in enumerate(self._epochs) if recorded is None or recorded >= epoch]
+        rows += [network_row(name, value) for name, value in self._values.items()]
+        if final:
+            run.write_tensors(TENSORS, tensors_of(train, test, self.plan, weight, bias))
         if later:
-            run.log(f"epoch {epoch} comes again: measurements from there on are replaced")
             run.truncate(METRICS, later[0])
             del self._epochs[later[0] :]
+        stamp = {"seed": self.seed, "epoch": epoch, "step": self.steps}
+        run.append(METRICS, [{**stamp, **row} for row in rows])
+        self._epochs += [epoch] * len(rows)
+        return Rows(rows)
 
     def _open(self) -> Run:
         if self._run is None:
@@ -141,13 +148,15 @@ class Recorder:
         return self._run
 
     def close(self, finished: bool = True) -> None:
-        """Measure the final state if it was not due, mark the run done and free it. Not `finished`: only free it."""
+        """Measure the final state, mark the run done and free it. Not `finished`: only free it.
+
+        The final state is measured anew even if its epoch was due: rows and arrays are then of the same network.
+        """
         if self._run is None:
             return
         try:
             if finished and self.last is not None:
-                if self._measured != self.last:
-                    self._measure(self.last, {})
+                self._measure(final=True)
                 self._run.finish({"status": "finished", "ok": True, "epoch": self.last, "step": self.steps})
         finally:
             self._run.close()

@@ -67,6 +67,7 @@ class Flow:
     weighted: list[bool] = dataclasses.field(default_factory=lambda: [False])
     calls: list[Call] = dataclasses.field(default_factory=list)
     sink: int | None = None
+    output: tuple[int, ...] | None = None  # shape of what the network returned
 
     def __post_init__(self) -> None:
         self.consumers: list[list[int]] = []
@@ -183,5 +184,6 @@ def trace(model: nn.Module, example: Any) -> Flow:
     finally:
         for handle in handles:
             handle.remove()
+    flow.output = None if out is None else tuple(out.shape)
     flow.close(None if out is None else mode.node_of.get(id(out)))
     return flow

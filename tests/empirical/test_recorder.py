@@ -62,10 +62,12 @@ def test_a_plain_loop_end_to_end(tmp_path):
     assert [e for e, _ in itertools.groupby(r["epoch"] for r in rows)] == [0, 2, 5]  # the final state is always measured
     assert {(r["epoch"], r["step"]) for r in rows} == {(0, 0), (2, 6), (5, 15)}
     assert {r["seed"] for r in rows} == {2}
-    (lr,) = (r for r in rows if r["metric"] == "lr")
-    assert (lr["layer"], lr["epoch"], lr["value"]) == ("network", 2, 0.1)
+    assert [(r["layer"], r["epoch"], r["value"]) for r in rows if r["metric"] == "lr"] == [
+        ("network", 2, 0.1),
+        ("network", 5, 0.1),
+    ]
     now = empirical.measure(model, train, test)
-    written = [r for r in rows if r["epoch"] == 5]
+    written = [r for r in rows if r["epoch"] == 5 and r["metric"] != "lr"]
     assert len(written) == len(now)
     for was, row in zip(written, now, strict=True):
         assert {k: was[k] for k in ("split", "layer", "centres", "metric")} == {
@@ -117,6 +119,18 @@ def test_an_interrupted_loop_goes_on(tmp_path):
     before = again.path.joinpath("metrics.jsonl").read_bytes()
     empirical.Recorder(tmp_path, model, train, test, at="every").close()  # opened and closed: still done, nothing changed
     assert Run.open(again.path).done and again.path.joinpath("metrics.jsonl").read_bytes() == before
+
+
+def test_a_diverged_network_is_written_down(tmp_path):
+    model, (train, test) = network(), loaders()
+    with pytest.raises(RunError, match="not finite"), empirical.Recorder(tmp_path, model, train, test) as recorder:
+        recorder.epoch(0)
+        with torch.no_grad():
+            model[0].weight.fill_(torch.inf)
+        recorder.epoch(1)
+    run = Run.open(recorder.path)
+    assert not run.done and run.read_json("result.json")["status"].startswith("diverged: ")
+    assert {r["epoch"] for r in run.rows("metrics.jsonl")} == {0}
 
 
 def test_one_writer_and_separate_seeds(tmp_path):
