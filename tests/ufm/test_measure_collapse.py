@@ -191,6 +191,35 @@ def test_dtypes_and_kinds_agree(offset):
     assert dict(same) == dict(collapse(x, y, weight=weight, bias=bias))
 
 
+def test_a_training_loop_around_it_changes_nothing():
+    x, y, weight, bias = sample(17)
+    x, weight = (torch.from_numpy(a.astype(np.float32)).requires_grad_() for a in (x, weight))
+    wanted = collapse(x.detach(), y, weight=weight.detach(), bias=bias, reference=ClassMoments.of(x.detach(), y))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = collapse(x, y, weight=weight, bias=bias, reference=ClassMoments.of(x, y))
+    assert dict(found) == dict(wanted)
+
+
+def test_many_classes():
+    """More classes than the 25 above which torch.cdist goes through products, one of them unknown to the train split."""
+    x, y, weight, bias = sample(18, counts=(6,) * 40, dim=50, noise=1.5)
+    test_x, test_y, _, _ = sample(18, counts=(3,) * 40, dim=50, noise=3.0)
+    keep = y != 31
+    with pytest.warns(UserWarning, match="class 31"):
+        found = collapse(test_x, test_y, weight=weight, bias=bias, reference=ClassMoments.of(x[keep], y[keep], classes=40))
+    means = np.array([x[y == k].mean(0) if k != 31 else np.full(50, 1e6) for k in range(40)])
+    known = np.delete(means, 31, axis=0)
+    inside = test_y != 31
+    nearest = cdist(test_x[inside], means).argmin(1)
+    assert found["ncc_error"] == np.mean(nearest != test_y[inside]) > 0
+    inverse = scipy.linalg.pinv(np.cov(known.T, ddof=0), rtol=1e-12)
+    gaps = test_x[inside][:, None] - means[None]
+    nearest = np.einsum("nkd,de,nke->nk", gaps, inverse, gaps, optimize=True)
+    nearest[:, 31] = np.inf
+    assert found["ncc_error_between"] == np.mean(nearest.argmin(1) != test_y[inside]) > 0
+    assert found["nc1_pinv_between"] == pytest.approx(2 * found["ncc_error"], rel=1e-9)
+
+
 def test_collapse_in_float32_is_exact_on_the_stored_values():
     """At collapse 1e-5 and offset 1 a float32 E[h^2] - mu^2 has no digit left; residuals keep six."""
     data = make("collapsed")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ufm.errors import RequestError
 from ufm.measure import ClassMoments, from_moments
+from ufm.measure.blocks import _bag_sums, _one_hot_sums, class_sums
 
 
 def sample(seed, samples=60, classes=4, dim=5, offset=0.0):
@@ -90,6 +91,18 @@ def test_large_blocks_and_small_ones():
         parts.update(x[start : start + 37], labels[start : start + 37])
     assert np.allclose(whole.means, parts.means, rtol=1e-12, atol=1e-13)
     assert np.allclose(whole.traces, parts.traces, rtol=1e-12)
+
+
+def test_class_sums_two_ways():
+    """The product with one-hot labels (accelerators) and the runs of one class (CPU) are the same sums, empty classes too."""
+    rng = np.random.default_rng(7)
+    labels = torch.from_numpy(rng.choice([0, 2, 3], 20000, p=[0.01, 0.6, 0.39]))
+    for dtype, rtol in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+        values = torch.from_numpy(rng.standard_normal((20000, 3)) + 2).to(dtype)
+        wanted = np.array([values.double().numpy()[labels.numpy() == k].sum(0) for k in range(5)])
+        for way in (_bag_sums, _one_hot_sums, class_sums):
+            assert np.allclose(way(values, labels, 5).numpy(), wanted, rtol=rtol)
+            assert torch.equal(way(values, labels, 5), way(values, labels, 5))
 
 
 def test_not_contiguous_and_read_only():

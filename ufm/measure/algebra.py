@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from ufm.errors import RequestError
 
 EPS = float(np.finfo(np.float64).eps)
+SAFE = 1e-9  # of unit variance: where every pivot is larger, Cholesky stands in for the five times slower eigenvectors
 RIGID = 1e-6  # a larger share of the means in directions without within-class variance is no rounding, not even of float32
 
 
@@ -109,6 +111,10 @@ def whiten(within: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if not live.any():
         return np.zeros((len(rows), 0)), dead
     correlation = within[np.ix_(live, live)] / np.outer(scale[live], scale[live])
+    root, failed = torch.linalg.cholesky_ex(torch.from_numpy(correlation))
+    if not int(failed) and float(root.diagonal().min()) ** 2 > SAFE:
+        spread = torch.linalg.solve_triangular(root, torch.from_numpy(rows[:, live] / scale[live]).T, upper=False)
+        return spread.T.numpy(), dead
     values, vectors = np.linalg.eigh(correlation)
     full = values > len(values) * EPS * values[-1]
     scaled = (rows[:, live] / scale[live]) @ vectors

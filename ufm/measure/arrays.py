@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,18 @@ def as_features(features: Any, name: str = "features") -> tuple[torch.Tensor, fl
 def working_dtype(device: torch.device) -> torch.dtype:
     """Return float64 where the device has it (all but MPS)."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def block_dtype(features: torch.Tensor) -> torch.dtype:
+    """Return the dtype of products within a block: the features' own on a CPU, float64 elsewhere (TF32 never enters)."""
+    return features.dtype if features.device.type == "cpu" else working_dtype(features.device)
+
+
+@contextlib.contextmanager
+def plain_arithmetic(features: torch.Tensor) -> Iterator[None]:
+    """Switch off what a caller's training loop may have on: gradients, and autocast, which would round products to bfloat16."""
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        yield
 
 
 def as_labels(labels: Any, samples: int, classes: int | None, device: torch.device) -> tuple[torch.Tensor, int]:

@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 from ufm.measure.arrays import working_dtype
 
 BLOCK_BYTES = 2**21  # on a CPU: the block, read twice, should still be in cache the second time
-ROWS_DEVICE = 65536  # elsewhere a block only has to fit in memory
+ROWS_DEVICE = 16384  # elsewhere a block only has to fit in memory
 BAG = 64  # rows summed in the features' precision before float64 takes over
 
 
@@ -27,7 +27,7 @@ class Block:
     start: int
     stop: int
     labels: torch.Tensor  # (B,)
-    residual: torch.Tensor  # (B, d), features' dtype
+    residual: torch.Tensor  # (B, d), block_dtype
     squares: torch.Tensor  # (B,) |residual|^2, float64
 
 
@@ -40,6 +40,11 @@ def class_sums(values: torch.Tensor, labels: torch.Tensor, classes: int) -> torc
     """Return sum over the rows of each class, (K, p) in float64, the same for every run on one machine (no atomics)."""
     if values.device.type == "cpu":
         return _bag_sums(values, labels, classes)
+    return _one_hot_sums(values, labels, classes)
+
+
+def _one_hot_sums(values: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """One product with the one-hot labels: in a fixed order on every device, where atomic additions are not."""
     wide = working_dtype(values.device)
     total = torch.zeros(classes, values.shape[1], dtype=wide, device=values.device)
     for start in range(0, len(values), ROWS_DEVICE):
@@ -74,14 +79,14 @@ def _bag_sums(values: torch.Tensor, labels: torch.Tensor, classes: int) -> torch
 
 
 def residual_blocks(features: torch.Tensor, labels: torch.Tensor, centres: torch.Tensor) -> Iterator[Block]:
-    """Yield the features in blocks with their centre subtracted; `centres` (K, d) has the features' dtype.
+    """Yield the features in blocks with their centre subtracted; `centres` (K, d) has `block_dtype(features)`.
 
     The subtraction of two near values is exact, so a residual is as good as the stored features allow.
     """
     wide = working_dtype(features.device)
     width = features.shape[1] * features.element_size()
     rows = max(64, BLOCK_BYTES // width) if features.device.type == "cpu" else ROWS_DEVICE
-    buffer = torch.empty(min(rows, len(features)), features.shape[1], dtype=features.dtype, device=features.device)
+    buffer = torch.empty(min(rows, len(features)), features.shape[1], dtype=centres.dtype, device=features.device)
     for start in range(0, len(features), rows):
         part = features[start : start + rows]
         y = labels[start : start + rows]

@@ -71,15 +71,14 @@ def put_variability(found: Found, stats: SplitStatistics) -> None:
     about_centre = project(means - centre, stats.basis)
     about_sample = project(means - sample_mean, stats.basis)
     root = np.sqrt(classes)
-    forms = {
-        "nc1_pinv": (about_centre / root, 1 / classes),
-        "nc1_pinv_sum": (about_centre / root, 1.0),
-        "nc1_pinv_sample": (about_sample / root, 1 / classes),
-        "nc1_weighted": (about_sample * np.sqrt(share)[:, None], 1.0),
-    }
-    for name, (between, factor) in forms.items():
-        frame, rank = pinv_factor(between)
-        found.rank = rank if name == "nc1_pinv" else found.rank
+    frame, found.rank = pinv_factor(about_centre / root)
+    forms = {"nc1_pinv": (frame, 1 / classes), "nc1_pinv_sum": (frame, 1.0)}
+    if "nc1_pinv_sample" in found.wanted:
+        forms["nc1_pinv_sample"] = pinv_factor(about_sample / root)[0], 1 / classes
+    if "nc1_weighted" in found.wanted:
+        forms["nc1_weighted"] = pinv_factor(about_sample * np.sqrt(share)[:, None])[0], 1.0
+    for name, (frame, factor) in forms.items():
+        rank = len(frame)
         value = factor * pinv_form(stats.within, frame) if rank and stats.within is not None else math.nan
         floor = factor * rounding / means.shape[1] * float((frame**2).sum())  # rounding is spread evenly over d coordinates
         found.put_noisy(name, value, floor, degenerate, NO_WITHIN if rank else COINCIDE)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ufm.errors import RequestError
-from ufm.measure.arrays import as_features, as_labels, as_matrix
+from ufm.measure.arrays import as_features, as_labels, as_matrix, plain_arithmetic
 from ufm.measure.blocks import class_counts
 from ufm.measure.centred import self_centred
 from ufm.measure.found import Found
@@ -36,7 +36,7 @@ class Measures(Mapping):
     own       with a reference: the `ncc_error` about the split's own means (the mapping itself holds the one about train means)
     """
 
-    values_: dict[str, float]
+    numbers: dict[str, float]
     reasons: dict[str, str] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)
@@ -48,23 +48,23 @@ class Measures(Mapping):
     own: dict[str, float] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
-        if name not in self.values_ and name not in MEASURES:
+        if name not in self.numbers and name not in MEASURES:
             find(MEASURES, name, "measure")
-        return self.values_[name]
+        return self.numbers[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.values_
+        return name in self.numbers
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.values_)
+        return iter(self.numbers)
 
     def __len__(self) -> int:
-        return len(self.values_)
+        return len(self.numbers)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return one dict per value: centres, metric, value (None for nan, with its reason), flag. The rows of metrics.jsonl."""
         listed = [("self", name, value) for name, value in self.own.items()]
-        listed += [(self.centres.get(name, "self"), name, value) for name, value in self.values_.items()]
+        listed += [(self.centres.get(name, "self"), name, value) for name, value in self.numbers.items()]
         rows = []
         for centres, name, value in listed:
             row: dict[str, Any] = {"centres": centres, "metric": name, "value": value if math.isfinite(value) else None}
@@ -107,10 +107,11 @@ def collapse(
     _check_rows(rows, total)
     gram, ood_mean = _gram(predicted_gram, total), _ood_mean(ood, x.shape[1])
     _check_present(class_counts(y, total))
-    stats = split_statistics(x, y, total, eps, classifier, wanted)
     about_train = None
-    if reference is not None:
-        about_train = train_centred(x, y, stats.moments.counts, reference, wanted & TRAIN_CENTRED)
+    with plain_arithmetic(x):
+        stats = split_statistics(x, y, total, eps, classifier, wanted)
+        if reference is not None:
+            about_train = train_centred(x, y, stats.moments.counts, reference, wanted & TRAIN_CENTRED)
     return _report(stats, classifier, gram, ood_mean, wanted, about_train)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ufm.errors import RequestError
-from ufm.measure.arrays import as_features, as_labels, working_dtype
+from ufm.measure.arrays import as_features, as_labels, block_dtype, plain_arithmetic, working_dtype
 from ufm.measure.blocks import class_counts, class_sums, residual_blocks
 
 SCATTER_LIMIT = 4096  # d x d float64 is then 128 MiB
@@ -57,7 +57,13 @@ class ClassMoments:
         y, total = as_labels(labels, len(x), classes, x.device)
         _check_scatter(scatter, x.shape[1])
         counts = class_counts(y, total)
-        centres = first_means(x, y, counts).to(x.dtype)
+        with plain_arithmetic(x):
+            return cls._of(x, y, counts, scatter, eps)
+
+    @classmethod
+    def _of(cls, x: torch.Tensor, y: torch.Tensor, counts: np.ndarray, scatter: bool, eps: float) -> ClassMoments:
+        total = len(counts)
+        centres = first_means(x, y, counts).to(block_dtype(x))
         sums = torch.zeros(total, x.shape[1], dtype=working_dtype(x.device), device=x.device)
         squares = torch.zeros(total, 1, dtype=sums.dtype, device=x.device)
         pooled = torch.zeros(x.shape[1], x.shape[1], dtype=sums.dtype, device=x.device) if scatter else None

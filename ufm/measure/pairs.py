@@ -11,7 +11,7 @@ import torch
 
 from ufm.errors import RequestError
 from ufm.measure.algebra import pair_distances
-from ufm.measure.arrays import as_features, as_labels, working_dtype
+from ufm.measure.arrays import as_features, as_labels, block_dtype, plain_arithmetic, working_dtype
 from ufm.measure.blocks import class_counts, class_sums, residual_blocks
 from ufm.measure.moments import ClassMoments
 
@@ -80,7 +80,8 @@ def pair_margins(features: Any, labels: Any, *, reference: ClassMoments | None =
         gaps = means[j] - means
         margin[j] = np.einsum("kd,kd->k", gaps, own.means[j] - (means[j] + means) / 2)
     margin[~usable] = np.nan
-    variances, joint = _margin_scatter(x, y, own, means, covariances)
+    with plain_arithmetic(x):
+        variances, joint = _margin_scatter(x, y, own, means, covariances)
     variances[~usable] = np.nan
     return PairMargins(own.counts, margin, variances, joint)
 
@@ -90,7 +91,7 @@ def _margin_scatter(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the variance over class j of (mu_j - mu_i).h, (K, K), and the covariances over i, l, (K, K, K), or None."""
     classes, wide = len(own.counts), working_dtype(x.device)
-    centres = torch.from_numpy(own.means).to(x)
+    centres = torch.from_numpy(own.means).to(x.device, block_dtype(x))
     gap = torch.from_numpy(own.means - centres.cpu().numpy().astype(np.float64)).to(x.device, wide)
     table = torch.from_numpy(means - means.mean(0)).to(x.device, wide)
     shift = gap @ table.T
@@ -118,7 +119,8 @@ def directional_cdnv(features: Any, labels: Any, *, classes: int | None = None) 
     x, _ = as_features(features)
     y, total = as_labels(labels, len(x), classes, x.device)
     moments = ClassMoments.of(x, y, classes=total)
-    variances, _ = _margin_scatter(x, y, moments, moments.means, False)
+    with plain_arithmetic(x):
+        variances, _ = _margin_scatter(x, y, moments, moments.means, False)
     apart = pair_distances(moments.means)
     absent = moments.counts == 0
     apart[absent], apart[:, absent] = np.nan, np.nan

@@ -10,12 +10,12 @@ import torch
 
 from ufm.errors import RequestError
 from ufm.measure.algebra import pair_distances, pinv_factor
-from ufm.measure.arrays import working_dtype
+from ufm.measure.arrays import block_dtype, working_dtype
 from ufm.measure.blocks import class_counts, class_sums, residual_blocks
 from ufm.measure.centred import COINCIDE, pair_mean, rounding_variance
 from ufm.measure.found import Found
 from ufm.measure.moments import ClassMoments
-from ufm.measure.split import Judge, means_basis, project
+from ufm.measure.split import Judge, lowest, means_basis, project
 
 
 def train_centred(
@@ -78,13 +78,15 @@ def _sums(
 ) -> tuple[dict[str, float], np.ndarray]:
     """Return the sums over samples behind each measure, and per class sum |h - mu_k|^2."""
     wide = working_dtype(features.device)
-    centres = torch.from_numpy(means).to(features)
+    centres = torch.from_numpy(means).to(features.device, block_dtype(features))
     gap = means - centres.cpu().numpy().astype(np.float64)  # what the features' dtype could not hold of the means
     lost = torch.from_numpy(project(gap, basis)).to(centres.device, wide)
     judge = Judge(means, known, basis, None, centres)
     metric = torch.from_numpy(factor.T).to(centres.device, wide)  # |x|_B = |x metric|
-    places = torch.from_numpy(project(means - means[known].mean(0), basis) @ factor.T).to(centres.device, wide)
-    places[torch.from_numpy(~known)] = torch.inf
+    spots = project(means - means[known].mean(0), basis) @ factor.T
+    apart = pair_distances(spots)
+    apart[:, ~known] = np.inf
+    places, gaps = (torch.from_numpy(table).to(centres.device, wide) for table in (spots, apart))
     totals = dict.fromkeys(("strong", "weak", "between", "cross", "wrong", "wrong_between"), 0.0)
     scatter, size = np.zeros(len(means)), class_counts(labels, len(means))
     sums = torch.zeros(means.shape, dtype=wide, device=features.device)
@@ -99,7 +101,7 @@ def _sums(
         totals["between"] += float((jump**2).sum())
         totals["cross"] += 2 * float((rest * jump).sum())
         totals["wrong"] += int((nearest != block.labels).sum())
-        inside = torch.cdist(places[block.labels] + own, places).argmin(1)
+        inside = lowest(torch.addmm(gaps[block.labels], own, places.T, alpha=-2))  # as in Judge.nearest
         totals["wrong_between"] += int((inside != block.labels).sum())
         sums += class_sums(block.residual, block.labels, len(means))
         scatter += np.bincount(block.labels.cpu().numpy(), block.squares.cpu().numpy(), minlength=len(means))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ufm.measure.arrays import working_dtype
+from ufm.measure.arrays import block_dtype, working_dtype
 from ufm.measure.blocks import class_counts, class_sums, residual_blocks
 from ufm.measure.moments import SCATTER_LIMIT, ClassMoments, add_scatter, first_means, settle
 from ufm.measure.names import NEEDS_SCATTER
@@ -65,7 +65,7 @@ def split_statistics(
 
 def better_means(features: torch.Tensor, labels: torch.Tensor, means: np.ndarray) -> np.ndarray:
     """Return the class means (K, d) from the residuals about `means`: right to rounding of the result, whatever the offset."""
-    centres = torch.from_numpy(means).to(features)
+    centres = torch.from_numpy(means).to(features.device, block_dtype(features))
     sums = torch.zeros(means.shape, dtype=working_dtype(features.device), device=features.device)
     for block in residual_blocks(features, labels, centres):
         sums += class_sums(block.residual, block.labels, len(means))
@@ -84,7 +84,7 @@ def second_read(
 ) -> SplitStatistics:
     """Return the statistics about known means (K, d)."""
     basis = means_basis(means[counts > 0])
-    centres = torch.from_numpy(means).to(features)
+    centres = torch.from_numpy(means).to(features.device, block_dtype(features))
     wide, dim = working_dtype(features.device), features.shape[1]
     squares = torch.zeros(len(counts), 1, dtype=wide, device=features.device)
     scatter = bool(wanted & NEEDS_SCATTER) and dim <= SCATTER_LIMIT
