@@ -33,11 +33,14 @@ def lower_bound(p, z):
     q, n = target_rows(p), p.count_vector
     weight = n / n.sum() * (1.0 if p.class_weights is None else np.array(p.class_weights))
     m = q.sum(1, keepdims=True)
+    scale = np.ones(p.classes) if p.logit_scale is None else np.array(p.logit_scale)
+    offset = np.zeros(p.classes) if p.logit_offset is None else np.array(p.logit_offset)
+    z = scale * z + offset
     if p.loss == "mse":
         u = z - q
     else:
         e = np.exp(z - z.max(1, keepdims=True))
-        u = m * e / e.sum(1, keepdims=True) - q
+        u = scale * (m * e / e.sum(1, keepdims=True) - q)
     if p.bias == "free":
         u = u - (weight @ u) / weight.sum()  # a feasible dual point needs U^T w = 0; exact at the optimum
     L = u * (weight / np.sqrt(n))[:, None]
@@ -46,7 +49,11 @@ def lower_bound(p, z):
     else:
         sigma = np.linalg.norm(L, 2)
     u = u * min(1.0, p.penalty / sigma) if sigma > 0 else u
-    conjugate = -(u**2).sum(1) / 2 - (u * q).sum(1) if p.loss == "mse" else m[:, 0] * entropy(np.maximum((q + u) / m, 0.0))
+    if p.loss == "mse":
+        conjugate = -(u**2).sum(1) / 2 - (u * q).sum(1)
+    else:
+        prob = np.maximum((q + u / scale) / m, 0.0)
+        conjugate = m[:, 0] * entropy(prob) + (m * prob - q) @ offset
     ridge = np.sum((u.T @ weight) ** 2) / (2 * p.lambda_b) if p.bias == "ridge" else 0.0
     return float(weight @ conjugate - ridge)
 
@@ -182,11 +189,14 @@ def test_regression(seed, T, K, bias, lw, lh):
     bias=st.sampled_from(["none", "free", "ridge"]),
     features=st.sampled_from(["free", "nonnegative"]),
     loss=st.sampled_from(["ce", "smoothing"]),
+    adjusted=st.sampled_from(["", "scale", "offset", "both"]),
 )
-def test_zero_solution(counts, bias, features, loss):
+def test_zero_solution(counts, bias, features, loss, adjusted):
     """With a huge penalty the zero solution with its best bias is certified, offsets and scales included."""
     K = len(counts)
     fields = {"bias": bias, "lambda_b": 0.03 if bias == "ridge" else 0.0, "features": features, "loss": loss}
+    fields["logit_scale"] = tuple(np.linspace(0.5, 1.5, K)) if adjusted in ("scale", "both") else None
+    fields["logit_offset"] = tuple(np.linspace(-1.0, 2.0, K)) if adjusted in ("offset", "both") else None
     p = ufm.Problem(K, 1, tuple(counts), lambda_w=4.0, lambda_h=4.0, **fields)
     predicted = check(p)
     assert predicted.zero and predicted.name == "zero"

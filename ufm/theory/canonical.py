@@ -50,7 +50,7 @@ def canonical(problem: Problem) -> Canonical:
         changes["loss"] = "ce"
     offset = _offset(problem, changes)
     plain = problem.replace(**changes) if changes else problem
-    if plain.targets is None or plain.class_weights is not None or plain.depth > 1:
+    if plain.targets is None or plain.class_weights is not None or plain.depth > 1 or plain.classes < 2:
         return Canonical(plain, offset=offset)
     merged, rows = _merge(plain)
     return Canonical(merged, rows=rows, offset=offset)

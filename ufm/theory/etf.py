@@ -15,7 +15,7 @@ import numpy as np
 from ufm.prediction import DERIVED, EVIDENCE, Prediction, not_applicable
 from ufm.problem import Problem
 from ufm.theory.contrast import Contrast
-from ufm.theory.reduced import Reduced, factors, obstacle, reduce, single_layer
+from ufm.theory.reduced import Reduced, frame, obstacle, reduce, single_layer
 
 REFERENCES = {"ce": "zhu2021", "smoothing": "zhou2022losses", "focal": "zhou2022losses"}
 
@@ -98,7 +98,7 @@ def _status(phi: Contrast, a: float, price: float) -> str:
 
 def _prediction(problem: Problem, reduced: Reduced, a: float, loss: float, **fields: object) -> Prediction:
     z = a * centring(problem.classes)
-    shapes = factors(reduced, z)
+    shapes = frame(reduced, a)
     if fields.get("unique") is False:
         shapes |= {"gram_w": None, "gram_h": None}
     return Prediction(

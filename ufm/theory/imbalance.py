@@ -20,9 +20,8 @@ from ufm.prediction import Prediction, not_applicable
 from ufm.problem import Problem
 from ufm.theory.reduced import Reduced, factors, obstacle, reduce, single_layer
 
-# tan(phi) is searched on a logarithmic scale between these ends: e^-500 times any price is a normal float64.
-STEEPEST = 500.0
-LOWEST = 700.0  # log-probabilities are searched down to -LOWEST, where float64 ends
+# Log-probabilities are searched down to -LOWEST, just above the smallest normal float64.
+LOWEST = 690.0
 SMALLEST_MULTIPLIER = 1e-280
 LARGEST_LOG_RATIO = 300.0
 
@@ -45,7 +44,7 @@ class Group:
         if not self.live(c):
             return left / self.size, left / self.size
         r = c * self.column / self.mass
-        q = (r - others * cross) / self.size
+        q = max((r - others * cross) / self.size, math.exp(-LOWEST))  # the difference of equals at the end of the bracket
         return 1 - r + q, q
 
     def shift(self, c: float, cross: float, others: int) -> tuple[float, float]:
@@ -67,6 +66,8 @@ class Group:
             q = math.exp(log_q)
             return (1 - 1 / self.size) * log_q + math.log(1 - r + q) / self.size - math.log((r - self.size * q) / others)
 
+        if residual(-LOWEST) >= 0:
+            return r / others
         q = math.exp(brentq(residual, -LOWEST, math.log(r / K), xtol=1e-15))
         return (r - self.size * q) / others
 
@@ -97,8 +98,8 @@ def solve_blocks(A: Group, B: Group, c: float) -> Blocks:
         a_a, a_b = A.shift(c, rest_a, B.size)[0], B.shift(c, rest_b, A.size)[0]
         phi, x_a, x_b = 0.0, 0.0, 0.0
     else:
-        low = math.log(1 / cos_limit**2 - 1) / 2 if cos_limit < 1 else -STEEPEST
-        high = math.log(sin_limit) - math.log1p(-(sin_limit**2)) / 2 if sin_limit < 1 else STEEPEST
+        low = math.log(1 / cos_limit**2 - 1) / 2 if cos_limit < 1 else -LOWEST - math.log(scale_b)
+        high = math.log(sin_limit) - math.log1p(-(sin_limit**2)) / 2 if sin_limit < 1 else LOWEST + math.log(scale_a)
         tie = math.log(A.column * math.sqrt(A.size) / (B.column * math.sqrt(B.size)))
 
         def shifts(t: float) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -109,7 +110,10 @@ def solve_blocks(A: Group, B: Group, c: float) -> Blocks:
             (_, of_a), (_, of_b) = shifts(t)
             return math.atan2(math.exp(t + tie) * of_a, of_b) - math.pi / 4
 
-        t = brentq(residual, low, high, xtol=1e-15, rtol=1e-15, maxiter=500)
+        if residual(low) >= 0 or residual(high) <= 0:  # at the onset of the mode the bracket shrinks to rounding
+            t = low if residual(low) >= 0 else high
+        else:
+            t = brentq(residual, low, high, xtol=1e-15, rtol=1e-15, maxiter=500)
         (a_a, of_a), (a_b, of_b) = shifts(t)
         phi = math.atan(math.exp(t))
         x_a, x_b = of_a / weight**2, -of_b / weight**2

@@ -13,7 +13,7 @@ import numpy as np
 from ufm.prediction import Prediction, not_applicable
 from ufm.problem import Problem
 from ufm.theory.etf import centring
-from ufm.theory.reduced import Reduced, factors, obstacle, reduce, single_layer
+from ufm.theory.reduced import Reduced, factors, frame, obstacle, reduce, single_layer
 
 TIE = 1e-9  # relative distance below which two singular values count as equal
 
@@ -50,7 +50,7 @@ def balanced(problem: Problem) -> Prediction:
         zero=t == 0 and beta == 0,
         thresholds=thresholds,
         details={"a": t, "t": t, "beta": beta, "b0": b0, "s": s, "key_number": K * s},
-        **factors(reduced, z),
+        **frame(reduced, t, beta),
     )
 
 
@@ -213,7 +213,7 @@ def balanced_ball(problem: Problem) -> Prediction:
         return not_applicable("the layer-peeled squared error with a free bias needs balanced classes and d >= K-1")
     budget = reduced.radius / (K - 1)
     t = min(1.0, budget)
-    shapes = factors(reduced, t * centring(K)) if budget <= 1 else {}
+    shapes = frame(reduced, t) if budget <= 1 else {}
     return Prediction(
         name="etf",
         loss=(K - 1) / (2 * K) * (1 - t) ** 2,

@@ -97,6 +97,18 @@ def factors(reduced: Reduced, z: np.ndarray) -> dict[str, Any]:
     return {"gram_w": reduced.ratio * (ut.T * s) @ ut, "gram_h": gram_h, "singular_values": plain}
 
 
+def frame(reduced: Reduced, t: float, beta: float = 0.0) -> dict[str, Any]:
+    """Return what `factors` does for Z = t Pi + beta 11^T/K under equal columns, in closed form: no decomposition."""
+    K, column, root = reduced.classes, float(reduced.columns[0]), math.sqrt(reduced.counts[0])
+    shape = t * np.eye(K) + (beta - t) / K
+    values = np.append(np.full(K - 1, t), beta)
+    return {
+        "gram_w": reduced.ratio * column * shape,
+        "gram_h": shape / (reduced.ratio * column),
+        "singular_values": root * np.sort(values)[::-1],
+    }
+
+
 def single_layer(
     problem: Problem,
     losses: tuple[str, ...],
@@ -121,8 +133,8 @@ def obstacle(problem: Problem, weights: bool = False) -> Prediction | None:
     """
     if problem.constraint == "ridge" and problem.penalty == 0:
         return not_applicable(
-            "the minimum is not attained when lambda_w * lambda_h = 0 (only a limit exists); give both > 0, or read the "
-            "lambda -> 0 limit from structures(problem)['seli']"
+            "the minimum is not attained when lambda_w * lambda_h = 0; give both > 0 (structures(problem) has the lambda -> 0 "
+            "limit of cross-entropy as 'seli')"
         )
     for name in ("logit_scale", "logit_offset") + (() if weights else ("class_weights",)):
         if getattr(problem, name) is not None:
