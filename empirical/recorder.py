@@ -13,7 +13,7 @@ from empirical.epoch import rows_of
 from empirical.features import classifier_weight, plan_layers
 from empirical.rows import Rows
 from empirical.schedule import PAPYAN
-from empirical.store import Batches, Loss, collect, first_inputs, length, network_of
+from empirical.store import Batches, Loss, collect, facts, first_inputs, length, network_of
 from empirical.tensors import tensors_of
 from ufm.errors import RequestError, RunError
 from ufm.provenance import environment
@@ -77,6 +77,7 @@ class Recorder:
         self.steps = 0  # to be set by a loop that goes on from a checkpoint
         self.last: int | None = None
         self._values: dict[str, float] = {}
+        self._data: dict[str, Any] = {}
         self._run: Run | None = Run.create(
             out, "measure", name, self._setting(config), seed=seed, environment=environment(str(self.device), seed=seed)
         )
@@ -134,6 +135,7 @@ class Recorder:
         rows += [network_row(name, value) for name, value in self._values.items()]
         if final:
             run.write_tensors(TENSORS, tensors_of(train, test, self.plan, weight, bias))
+            self._data = facts(train.labels, test.labels, self.plan.outputs)
         if later:
             run.truncate(METRICS, later[0])
             del self._epochs[later[0] :]
@@ -157,7 +159,7 @@ class Recorder:
         try:
             if finished and self.last is not None:
                 self._measure(final=True)
-                self._run.finish({"status": "finished", "ok": True, "epoch": self.last, "step": self.steps})
+                self._run.finish({"status": "finished", "ok": True, "epoch": self.last, "step": self.steps, "data": self._data})
         finally:
             self._run.close()
             self._run = None

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,6 +153,12 @@ def _labels(y: Tensor, samples: int, outputs: int) -> Tensor:
         bad = int(y.min()) if int(y.min()) < 0 else int(y.max())
         raise RequestError(f"label {bad} is out of range; the network has {outputs} outputs, so labels must be 0..{outputs - 1}")
     return y
+
+
+def facts(train: Tensor, test: Tensor, classes: int) -> dict[str, Any]:
+    """Return what a result says of its data, from both splits' labels: sizes, the number of classes, train's class counts."""
+    counts = torch.bincount(train, minlength=classes).tolist()
+    return {"train": len(train), "test": len(test), "classes": classes, "counts": counts}
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

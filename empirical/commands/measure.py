@@ -63,6 +63,7 @@ def measure_file(request: MeasureRequest) -> tuple[Any, list[dict[str, Any]]]:
     """Read, measure, then write the run folder; returns its seed's path and the rows."""
     from empirical import foreign
     from empirical.devices import resolve_device
+    from empirical.store import facts
     from ufm.files import check_name
     from ufm.provenance import environment
     from ufm.record import Run
@@ -81,5 +82,6 @@ def measure_file(request: MeasureRequest) -> tuple[Any, list[dict[str, Any]]]:
         run.truncate(METRICS, 0)  # the same request again gives the same rows once
         run.append(METRICS, rows)
         run.write_tensors(TENSORS, arrays)
-        run.finish({"status": "finished", "ok": True, "epoch": request.epoch})
+        told = facts(data.train_labels, data.test_labels, data.classes)
+        run.finish({"status": "finished", "ok": True, "epoch": request.epoch, "data": told})
     return run.path, rows

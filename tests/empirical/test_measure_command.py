@@ -63,6 +63,8 @@ def test_a_file_becomes_a_run_and_a_table(features, tmp_path):
     arrays = record.read_tensors("tensors.safetensors")
     assert arrays["penultimate/test/strong"].mean() == pytest.approx(strong["value"], rel=1e-9)
     assert arrays["test/confusion"].sum() == 200
+    data = record.read_json("result.json")["data"]
+    assert (data["train"], data["test"], data["classes"], sum(data["counts"])) == (500, 200, 10, 500)
 
 
 def test_the_same_request_finds_the_same_folder(features, tmp_path):
