@@ -126,6 +126,7 @@ def reduce(problems: Sequence[Problem], device: str | torch.device = "cpu") -> R
         diagonal=first.targets is None and first.loss != "supcon",
         hard=bool((rows.sum(1) == rows.max(1)).all()),
         parameter=tensor(np.array([[p.focal_gamma] for p in problems])) if first.loss == "focal" else None,
+        unit=bool((mass == 1).all()),
     )
     return Reduced(
         loss=loss,

@@ -49,8 +49,11 @@ class CrossEntropy:
 
     def gradient(self, z: Tensor, targets: Targets) -> Tensor:
         """Return m softmax(z) - q; the pivot entry is minus the sum of the others (p_k - 1 would lose all digits)."""
-        p = z.sub_(z.amax(1, keepdim=True)).exp_()
-        p.mul_(targets.mass / p.sum(1, keepdim=True))
+        p = torch.softmax(z, 1)
+        if not targets.unit:
+            p.mul_(targets.mass)
+        if targets.rough:
+            return p.sub_(targets.rows)
         if not targets.hard:
             p.sub_(targets.rows)
         targets.set_own(p, 0.0)

@@ -6,7 +6,7 @@ offset; column t holds the logits of target t. Reductions run over the outputs, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -27,11 +27,13 @@ class Targets:
     diagonal: bool  # column t belongs to class t (hard or smoothed labels, T = K)
     hard: bool  # every column has its whole mass at the pivot
     parameter: Tensor | None = None  # (B, 1): gamma of the focal loss
+    unit: bool = False  # every mass is 1
+    rough: bool = False  # residuals may lose digits below 1e-16 of the largest: enough to follow a path, and cheaper
 
     def select(self, index: Tensor) -> Targets:
         """Return the targets of some of the problems."""
         parameter = None if self.parameter is None else self.parameter[index]
-        return Targets(self.rows[index], self.mass[index], self.pivot[index], self.diagonal, self.hard, parameter)
+        return replace(self, rows=self.rows[index], mass=self.mass[index], pivot=self.pivot[index], parameter=parameter)
 
     def own(self, x: Tensor) -> Tensor:
         """Return the entries of x (B, K, T) at the pivots, (B, T); a view where columns are diagonal."""

@@ -40,8 +40,20 @@ SOLVERS = {
     ),
 }
 
+PATHS = {
+    name: Entry("ufm.solvers.descent:solve_paths", summary, "ridge problems; every sample moves")
+    for name, summary in (
+        ("gd", "gradient descent in raw coordinates"),
+        ("momentum", "heavy-ball momentum 0.9 in raw coordinates, as in torch.optim.SGD"),
+        ("adam", "Adam in raw coordinates, as in torch.optim.Adam with weight decay in the gradient"),
+        ("flow", "gradient flow in raw coordinates, Dormand-Prince with its own step for every problem"),
+    )
+}
 METHODS = {
     **SOLVERS,
+    **PATHS,
+    "scipy": Entry("ufm.solvers.scipy:solve_scipy", "SciPy's L-BFGS-B on the reduced problem: a cross-check", "ridge problems"),
+    "exact": Entry("ufm.solvers.exact:solve_exact", "the closed form, where one applies", "see ufm.predict"),
 }
 
 OBJECTIVES = {

@@ -1,0 +1,469 @@
+"""Paths: gradient descent, momentum, Adam and gradient flow on all samples, in raw coordinates, for a batch of problems.
+
+    W' = -grad_W f,  H' = -grad_H f (one column per sample),  b' = -grad_b f
+
+Exact reductions of the path, for all but Adam (which is tied to coordinates):
+- rows: everything stays in the span of [W(0)', H(0)], so that d falls to min(d, K + columns);
+- columns, plain MSE: rotating the samples of a class gives K class columns sqrt(n_k) h_k and a remainder with zero targets
+  whose right singular directions never change, min(d, N - K) columns of it;
+- columns, any loss from a start that is equal within classes: the T class columns sqrt(n_t) h_t alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ufm.certify import certificates
+from ufm.errors import RequestError
+from ufm.losses.protocol import Targets
+from ufm.problem import Problem
+from ufm.reduce import Reduced, loss_of, reduce, sample_weights
+from ufm.seeds import stream
+from ufm.solution import Solution, Status
+from ufm.solvers.runge_kutta import integrate
+
+STEPS = 10_000
+END = 1000.0  # time of a flow when `steps` does not say another
+RATES = {"gd": 0.1, "momentum": 0.1, "adam": 0.01, "flow": 1.0}
+MOMENTUM = 0.9
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.Adam
+EVERY = 100  # steps between two looks at the gradient norm
+CHUNK = 1 << 20  # bytes of one batch's features, logits and velocities: they are walked through in every step
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How the N features of a problem are kept: (d, C) = rows' H' columns, and what each kept column stands for."""
+
+    lift: np.ndarray  # (r, d): H = lift' X columns', W = U lift
+    back: np.ndarray | None  # (N, C); None for the identity
+    kept: np.ndarray  # (C,) index of the column's target, -1 for a zero-target column
+    share: np.ndarray  # (C,) the number of samples a column stands for
+
+
+@dataclass(frozen=True)
+class Path:
+    """Snapshots of one problem: steps (S,), W (S, K, d), H (S, N, d) one row per sample, b (S, K), float64 numpy."""
+
+    steps: np.ndarray
+    W: np.ndarray
+    H: np.ndarray
+    b: np.ndarray
+
+
+def start(problem: Problem, seed: int, equal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return W (K, d) and H (d, N), entries of variance 1/d from the stream "init"; `equal` repeats one feature per target."""
+    rng, counts = stream(seed, "init"), problem.count_vector.astype(int)
+    scale = problem.dim**-0.5
+    weight = scale * rng.standard_normal((problem.classes, problem.dim))
+    if equal:
+        return weight, np.repeat(scale * rng.standard_normal((problem.dim, len(counts))), counts, 1)
+    return weight, scale * rng.standard_normal((problem.dim, counts.sum()))
+
+
+def reduce_path(problem: Problem, weight: np.ndarray, features: np.ndarray, equal: bool, exact: bool) -> Columns:
+    """Return the columns and rows that a path needs; `exact` False keeps every coordinate (Adam)."""
+    counts = problem.count_vector.astype(int)
+    labels, total, groups = np.repeat(np.arange(len(counts)), counts), int(counts.sum()), len(counts)
+    kept, share, back = labels, np.ones(total), None
+    plain = problem.logit_scale is None and problem.logit_offset is None and problem.class_weights is None
+    if exact and (equal or (problem.loss == "mse" and plain)):
+        back = np.zeros((total, groups))
+        back[np.arange(total), labels] = counts[labels] ** -0.5
+        kept, share = np.arange(groups), counts.astype(float)
+        rest = features - (features @ back) @ back.T
+        if not equal and total > groups:
+            # beyond the rank of the remainder singular vectors are arbitrary and must not carry anything
+            _, size, right = np.linalg.svd(rest, full_matrices=False)
+            right = right[size > 1e-14 * np.linalg.norm(features)]
+            back = np.hstack([back, right.T])
+            kept, share = np.append(kept, np.full(len(right), -1)), np.append(share, np.ones(len(right)))
+    lift = np.eye(problem.dim)
+    if exact and problem.dim > problem.classes + len(kept):
+        columns = features if back is None else features @ back
+        lift = np.linalg.qr(np.hstack([weight.T, columns]))[0].T
+    return Columns(lift, back, kept, share)
+
+
+class System:
+    """A batch of equal shape: U (B, K, r), X (B, r, C), b (B, K, 1) in place, and the gradient of f there."""
+
+    def __init__(self, problems: Sequence[Problem], columns: Sequence[Columns], device: str) -> None:
+        first, self.loss = problems[0], loss_of(problems[0].loss)
+        batch, count = len(problems), len(columns[0].kept)
+        self.total, self.device = [p.total for p in problems], device
+        rows, weight = np.zeros((batch, first.classes, count)), np.zeros((batch, 1, count))
+        scale, on = np.zeros((batch, first.classes, count)), np.zeros((batch, 1, count))
+        offset = np.zeros((batch, first.classes, 1))
+        for i, (p, c) in enumerate(zip(problems, columns, strict=True)):
+            real = c.kept >= 0
+            rows[i][:, real] = self.loss.rows(p)[c.kept[real]].T
+            weights = np.broadcast_to(sample_weights(p), p.count_vector.shape)
+            weight[i, 0] = c.share / p.total * np.where(real, weights[c.kept], 1.0)
+            outputs = np.ones(p.classes) if p.logit_scale is None else np.asarray(p.logit_scale)
+            scale[i], on[i, 0] = outputs[:, None] * c.share**-0.5, real * c.share**0.5
+            offset[i, :, 0] = 0.0 if p.logit_offset is None else p.logit_offset
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.as_tensor(np.ascontiguousarray(array, dtype=np.float64), device=device)
+
+        mass = rows.sum(1, keepdims=True)
+        gamma = tensor(np.array([[p.focal_gamma] for p in problems])) if first.loss == "focal" else None
+        self.targets = Targets(
+            tensor(rows),
+            tensor(mass),
+            torch.as_tensor(rows.argmax(1)[:, None], device=device),
+            diagonal=False,
+            hard=first.targets is None and first.loss != "smoothing",
+            parameter=gamma,
+            unit=bool((mass == 1).all()),
+            rough=True,
+        )
+        # d f/d z = weight * residual * scale; one number per batch where all columns are alike
+        self.rate, self.weight = _plain(tensor(weight * scale)), tensor(weight)
+        self.scale, self.on = _plain(tensor(scale)), tensor(on) if first.bias != "none" else None
+        self.offset = tensor(offset) if (offset != 0).any() else None
+        lambdas = [[p.layer_lambdas[0], p.lambda_h, p.lambda_b] for p in problems]
+        self.lambda_w, self.lambda_h, self.lambda_b = (tensor(np.array(lambdas))[:, i].view(-1, 1, 1) for i in range(3))
+        self.nonnegative = first.features == "nonnegative"
+
+    def select(self, index: Tensor) -> System:
+        """Return some of the problems."""
+        some = object.__new__(System)
+        for name, value in vars(self).items():
+            some.__dict__[name] = value[index] if isinstance(value, Tensor) else value
+        some.targets = self.targets.select(index)
+        return some
+
+    def residual(self, u: Tensor, x: Tensor, b: Tensor) -> Tensor:
+        """Return d f/d (U X) of the data term, (B, K, C)."""
+        z = torch.bmm(u, x)
+        if self.on is not None:
+            z.addcmul_(b, self.on)
+        if not isinstance(self.scale, float) or self.scale != 1.0:
+            z.mul_(self.scale)
+        if self.offset is not None:
+            z += self.offset
+        return self.loss.gradient(z, self.targets)
+
+    def gradient(self, u: Tensor, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the gradients with respect to U, X and b."""
+        r = self.residual(u, x, b).mul_(self.rate)
+        gu = torch.baddbmm(self.lambda_w * u, r, x.mT)
+        gx = torch.baddbmm(self.lambda_h * x, u.mT, r)
+        gb = None if self.on is None else (r * self.on).sum(2, keepdim=True).add_(self.lambda_b * b)
+        return gu, gx, gb
+
+    def relative(self, u: Tensor, x: Tensor, b: Tensor) -> Tensor:
+        """Return |grad| / (c |x|) in balanced coordinates, |grad| itself where there is no penalty, (B,)."""
+        gu, gx, gb = self.gradient(u, x, b)
+        c = (self.lambda_w * self.lambda_h).sqrt().flatten()
+        ratio = torch.where(c > 0, (self.lambda_h / self.lambda_w).flatten().sqrt(), 1.0)
+        norm = ratio * gu.square().sum((1, 2)) + gx.square().sum((1, 2)) / ratio
+        if gb is not None:
+            norm = norm + gb.square().sum((1, 2))
+        size = u.square().sum((1, 2)) / ratio + ratio * x.square().sum((1, 2))
+        return norm.sqrt() / torch.where(c > 0, c * size.sqrt(), 1.0).clamp_min(1e-300)
+
+
+def _plain(tensor: Tensor) -> Tensor | float:
+    """Return a number for a tensor of equal entries: elementwise work with a number is half the memory traffic."""
+    first = float(tensor.flatten()[0])
+    return first if bool((tensor == first).all()) else tensor
+
+
+@dataclass
+class Walk:
+    """The moving tensors of a batch; `step` changes them in place."""
+
+    method: str
+    system: System
+    parts: list[Tensor]  # U, X, b
+    lr: float
+    memory: list[list[Tensor]]  # velocities; first and second moments of Adam
+    count: int = 0
+
+    def step(self) -> None:
+        """Move once."""
+        self.count += 1
+        u, x, b = self.parts
+        s = self.system
+        if self.method == "adam":
+            self._adam()
+        else:
+            r = s.residual(u, x, b).mul_(s.rate)
+            into = self.parts if self.method == "gd" else self.memory[0]
+            rate, keep = (-self.lr, 1.0) if self.method == "gd" else (1.0, MOMENTUM)
+            # Both gradients are of the old point: U's is made before X moves, X's uses the U that has not moved yet.
+            gu = torch.bmm(r, x.mT)
+            if s.on is not None:
+                gb = (r * s.on).sum(2, keepdim=True).add_(s.lambda_b * b)
+            if self.method == "gd":
+                x.mul_(1.0 - self.lr * s.lambda_h).baddbmm_(u.mT, r, alpha=rate)
+                u.mul_(1.0 - self.lr * s.lambda_w).add_(gu, alpha=rate)
+            else:
+                into[1].mul_(keep).addcmul_(x, s.lambda_h).baddbmm_(u.mT, r)
+                into[0].mul_(keep).addcmul_(u, s.lambda_w).add_(gu)
+                x.add_(into[1], alpha=-self.lr)
+                u.add_(into[0], alpha=-self.lr)
+            if s.on is not None:
+                if self.method == "momentum":
+                    gb = into[2].mul_(keep).add_(gb)
+                b.add_(gb, alpha=-self.lr)
+        if s.nonnegative:
+            x.clamp_min_(0.0)
+
+    def _adam(self) -> None:
+        corrections = [1 - beta**self.count for beta in BETAS]
+        for part, g, first, second in zip(self.parts, self.system.gradient(*self.parts), *self.memory, strict=True):
+            if g is None:
+                continue
+            first.lerp_(g, 1 - BETAS[0])
+            second.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+            part.addcdiv_(first, (second / corrections[1]).sqrt_().add_(EPSILON), value=-self.lr / corrections[0])
+
+    def select(self, index: Tensor) -> Walk:
+        """Return some of the problems."""
+        memory = [[t[index] for t in slot] for slot in self.memory]
+        return replace(self, system=self.system.select(index), parts=[t[index] for t in self.parts], memory=memory)
+
+
+def walk(method: str, system: System, parts: list[Tensor], lr: float) -> Walk:
+    """Return a walk at its start."""
+    slots = {"gd": 0, "momentum": 1, "adam": 2}[method]
+    return Walk(method, system, parts, lr, [[torch.zeros_like(t) for t in parts] for _ in range(slots)])
+
+
+def solve_paths(
+    problems: Sequence[Problem],
+    seeds: Sequence[int],
+    *,
+    method: str,
+    steps: int | None = None,
+    tol: float = 1e-10,
+    lr: float | None = None,
+    device: str = "cpu",
+    equal: bool = False,
+) -> list[Solution]:
+    """Follow every problem from its random start until its relative gradient is at most `tol` or `steps` are done.
+
+    Args:
+        problems: depth 1, constraint "ridge", any loss of logits; lambdas may be 0.
+        seeds: one per problem.
+        method: "gd", "momentum", "adam" or "flow"; the flow takes `steps` as its end time.
+        lr: step size; `RATES` when None.
+        equal: start with one feature per target (H of variance 1/d all the same).
+    """
+    return [end for end, _ in follow(problems, seeds, method=method, steps=steps, tol=tol, lr=lr, device=device, equal=equal)]
+
+
+def follow(
+    problems: Sequence[Problem],
+    seeds: Sequence[int],
+    *,
+    method: str,
+    steps: int | None = None,
+    tol: float = 1e-10,
+    lr: float | None = None,
+    device: str = "cpu",
+    equal: bool = False,
+    at: Sequence[int] = (),
+) -> list[tuple[Solution, Path]]:
+    """Return the end point and the snapshots at the steps `at` (times, for the flow) of every problem; see `solve_paths`."""
+    lr = RATES[method] if lr is None else lr
+    if not 0 < lr < float("inf"):
+        raise RequestError(f"lr {lr!r} is out of range; give a positive step size such as {RATES[method]}")
+    groups: dict[tuple, list[int]] = {}
+    prepared = []
+    for i, (p, seed) in enumerate(zip(problems, seeds, strict=True)):
+        _check(p, method)
+        weight, features = start(p, seed, equal)
+        if p.features == "nonnegative":
+            features = np.abs(features)
+        columns = reduce_path(p, weight, features, equal, exact=method != "adam" and p.features == "free")
+        prepared.append((weight, features, columns))
+        shape = (len(columns.kept), len(columns.lift), tuple(columns.kept < 0))
+        groups.setdefault((p.loss, p.bias != "none", p.features, p.targets is None, p.classes, *shape), []).append(i)
+    out: list[tuple[Solution, Path] | None] = [None] * len(problems)
+    for members in groups.values():
+        kept, rows = len(prepared[members[0]][2].kept), len(prepared[members[0]][2].lift)
+        size = 8 * (problems[members[0]].classes * (rows + 2 * kept) + 2 * rows * kept)
+        count = max(1, CHUNK // size)
+        for chunk in (members[j : j + count] for j in range(0, len(members), count)):
+            batch = Batch([problems[i] for i in chunk], [seeds[i] for i in chunk], [prepared[i] for i in chunk], device)
+            for i, result in zip(chunk, batch.run(method, steps, tol, lr, at), strict=True):
+                out[i] = result
+    return out  # type: ignore[return-value]
+
+
+def _check(problem: Problem, method: str) -> None:
+    if problem.depth > 1 or problem.constraint != "ridge" or problem.loss == "supcon":
+        raise RequestError(f"method {method!r} follows ridge problems of depth 1; use method='auto' for this one")
+    if problem.features == "nonnegative" and method == "flow":
+        raise RequestError("method 'flow' needs features='free'; use gd, momentum or adam with nonnegative features")
+
+
+class Batch:
+    """Problems of one shape with their starts."""
+
+    def __init__(self, problems: list[Problem], seeds: list[int], prepared: list, device: str) -> None:
+        self.problems, self.seeds, self.device = problems, seeds, device
+        self.columns = [c for _, _, c in prepared]
+        self.system = System(problems, self.columns, device)
+
+        def stack(arrays: list[np.ndarray]) -> Tensor:
+            return torch.as_tensor(np.stack(arrays), device=device)
+
+        kept = [(w @ c.lift.T, c.lift @ (h if c.back is None else h @ c.back)) for w, h, c in prepared]
+        self.parts = [stack([w for w, _ in kept]), stack([h for _, h in kept])]
+        self.parts.append(self.parts[0].new_zeros(len(problems), problems[0].classes, 1))
+
+    def run(self, method: str, steps: int | None, tol: float, lr: float, at: Sequence[int]) -> list[tuple[Solution, Path]]:
+        """Return Solutions and snapshots."""
+        if method == "flow":
+            end, shots = self._flow(float(steps or END), tol, at)
+        else:
+            end, shots = self._walk(method, steps or STEPS, tol, lr, sorted(set(at)))
+        return [(self._solution(i, method, end), self._path(i, at, shots)) for i in range(len(self.problems))]
+
+    def _walk(self, method: str, steps: int, tol: float, lr: float, at: list[int]) -> tuple[dict, list[list[Tensor]]]:
+        count = len(self.problems)
+        end = {
+            "parts": [t.clone() for t in self.parts],
+            "residual": self.parts[0].new_full((count,), torch.inf),
+            "iterations": torch.zeros(count, dtype=torch.long),
+            "status": [Status.STEP_LIMIT] * count,
+        }
+        active, now = torch.arange(count, device=self.parts[0].device), walk(method, self.system, self.parts, lr)
+        shots = [[t.clone() for t in self.parts] for _ in at]
+        for k in range(steps + 1):
+            if k in at:
+                for whole, part in zip(shots[at.index(k)], now.parts, strict=True):
+                    whole[active] = part
+            if k % EVERY == 0 or k == steps:
+                residual = now.system.relative(*now.parts)
+                finite = torch.isfinite(residual)
+                done = (residual <= tol) | ~finite
+                for whole, part in zip(end["parts"], now.parts, strict=True):
+                    whole[active] = part
+                end["residual"][active] = residual
+                end["iterations"][active.cpu()] = k
+                for i in active[done].tolist():
+                    end["status"][i] = Status.CONVERGED if end["residual"][i] <= tol else Status.DIVERGED
+                if bool(done.any()):
+                    going = (~done).nonzero().squeeze(1)
+                    for shot, step in zip(shots, at, strict=True):  # a finished problem stays where it is
+                        if step > k:
+                            for whole, part in zip(shot, now.parts, strict=True):
+                                whole[active[done]] = part[done]
+                    if not len(going):
+                        break
+                    active, now = active[going], now.select(going)
+            if k < steps:
+                now.step()
+        return end, shots
+
+    def _flow(self, time: float, tol: float, at: Sequence[float]) -> tuple[dict, list[list[Tensor]]]:
+        sizes = [t[0].numel() for t in self.parts]
+        shapes = [t.shape[1:] for t in self.parts]
+
+        def split(flat: Tensor) -> list[Tensor]:
+            return [p.unflatten(-1, s) for p, s in zip(flat.split(sizes, -1), shapes, strict=True)]
+
+        def velocity(flat: Tensor, cells: Tensor) -> Tensor:
+            gu, gx, gb = self.system.select(cells).gradient(*split(flat))
+            gb = flat.new_zeros(len(flat), sizes[2]) if gb is None else gb.flatten(1)
+            return -torch.cat([gu.flatten(1), gx.flatten(1), gb], 1)
+
+        x = torch.cat([t.flatten(1) for t in self.parts], 1)
+        times = torch.tensor(sorted({0.0, time, *map(float, at)}), dtype=x.dtype, device=x.device)
+        path = integrate(velocity, x, times.expand(len(x), -1).contiguous(), rtol=1e-8, atol=1e-10)
+        parts = [t.contiguous() for t in split(path.states[:, -1])]
+        residual = self.system.relative(*parts)
+        status = [
+            Status.CONVERGED if r <= tol else Status.STEP_LIMIT if np.isfinite(r) else Status.DIVERGED for r in residual.tolist()
+        ]
+        end = {"parts": parts, "residual": residual, "iterations": path.evaluations, "status": status}
+        wanted = [int((times == float(a)).nonzero()[0, 0]) for a in at]
+        return end, [[t.contiguous() for t in split(path.states[:, j])] for j in wanted]
+
+    def _raw(self, i: int, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W (K, d), the features (N, d) and b (K,) of one problem."""
+        columns, (u, x, b) = self.columns[i], (t[i].cpu() for t in parts)
+        lift = torch.as_tensor(columns.lift)
+        features = x if columns.back is None else x @ torch.as_tensor(columns.back).T
+        return u @ lift, features.T @ lift, b.squeeze(1)
+
+    def _path(self, i: int, at: Sequence[int], shots: list[list[Tensor]]) -> Path:
+        raw = [self._raw(i, shot) for shot in shots]
+        empty = self._raw(i, self.parts)
+        arrays = (np.stack([r[j].numpy() for r in raw]) if raw else np.zeros((0, *empty[j].shape)) for j in range(3))
+        return Path(np.array(sorted(set(at))), *arrays)
+
+    def _solution(self, i: int, method: str, end: dict) -> Solution:
+        problem = self.problems[i]
+        weight, features, b = self._raw(i, end["parts"])
+        value = objective_value(problem, weight, features, b)
+        means = class_means(problem, features)
+        if problem.bias == "free" and problem.loss != "mse" and problem.logit_scale is None:
+            b = b - b.mean()
+        status = end["status"][i] if np.isfinite(value) else Status.DIVERGED
+        return Solution(
+            problem=problem,
+            W=weight,
+            H=means,
+            b=b,
+            loss=value,
+            logits=means @ weight.T + b,
+            status=status,
+            iterations=int(end["iterations"][i]),
+            gradient_norm=float(end["residual"][i]),
+            method=method,
+            seed=self.seeds[i],
+            certificate=_certificate(problem, means @ weight.T + b, value) if status is not Status.DIVERGED else None,
+            features=features,
+        )
+
+
+def class_means(problem: Problem, features: Tensor) -> Tensor:
+    """Return the means (T, d) of features (N, d) sorted by target."""
+    counts = torch.as_tensor(problem.count_vector)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
+    means = torch.zeros(len(counts), features.shape[1], dtype=features.dtype).index_add_(0, labels, features)
+    return means / counts[:, None]
+
+
+def objective_value(problem: Problem, weight: Tensor, features: Tensor, b: Tensor) -> float:
+    """Return f of all samples, sorted by target; by the definition, with no reduction."""
+    counts = problem.count_vector.astype(int)
+    labels, loss = np.repeat(np.arange(len(counts)), counts), loss_of(problem.loss)
+    rows = torch.as_tensor(loss.rows(problem)[labels].T)[None]
+    z = (features @ weight.T + b).T[None]
+    if problem.logit_scale is not None:
+        z = z * torch.as_tensor(problem.logit_scale)[:, None]
+    if problem.logit_offset is not None:
+        z = z + torch.as_tensor(problem.logit_offset)[:, None]
+    gamma = torch.tensor([[problem.focal_gamma]], dtype=z.dtype) if problem.loss == "focal" else None
+    targets = Targets(rows, rows.sum(1, keepdim=True), rows.argmax(1, keepdim=True), False, False, gamma)
+    weights = np.broadcast_to(sample_weights(problem), counts.shape)[labels] / problem.total
+    data = float(loss.value(z, targets)[0] @ torch.as_tensor(weights.copy()))
+    penalty = problem.layer_lambdas[0] * float(weight.square().sum()) + problem.lambda_h * float(features.square().sum())
+    return data + 0.5 * (penalty + problem.lambda_b * float(b.square().sum()))
+
+
+def _certificate(problem: Problem, logits: Tensor, value: float):
+    """Return the duality bound at the logits of the class means: valid for any point, whatever the features did."""
+    if problem.penalty == 0:
+        return None
+    reduced: Reduced = reduce([problem])
+    z = logits.T[None].clone()
+    if reduced.logit_scale is not None:
+        z *= reduced.logit_scale
+    if reduced.offset is not None:
+        z += reduced.offset
+    return certificates([problem], reduced, z, torch.tensor([value], dtype=z.dtype), (z, z, None))[0]
