@@ -11,6 +11,7 @@ from compare.rows import Table
 from ufm.errors import RequestError
 from ufm.tables import find
 
+PER_SETTING = ("trajectory", "nc", "layers", "gram", "spectrum")  # one picture per training; every other shows all runs
 MOST_CELLS = 6  # a page with more settings is no longer read; the rest is listed as not shown
 
 
@@ -19,7 +20,7 @@ class Picture:
     """One drawn figure: its kind, the cell it shows, the SVG, what its caption says, and the files written."""
 
     figure: str
-    cell: str
+    cell: str  # "" where all runs are shown
     svg: bytes
     caption: str
     notes: tuple[str, ...]
@@ -35,7 +36,9 @@ def draw_all(
     suffix: str = ".pdf",
     width: str = "neurips",
 ) -> tuple[list[Picture], list[str]]:
-    """Draw each figure for each training; with a folder also write it there as FIGURE[-CELL].pdf with its CSV.
+    """Draw each figure, those of a single setting for each training.
+
+    With a folder they are also written there, as FIGURE[-CELL].pdf with the numbers as CSV beside.
 
     Returns the pictures and the sentences for what is not shown.
     """
@@ -45,19 +48,19 @@ def draw_all(
 
     style = Style.of(width)
     cells = [name for name, cell in table.cells.items() if "#" not in name and cell.seeds]
+    drawn = [(figure, cell) for cell in cells[:MOST_CELLS] for figure in figures if figure in PER_SETTING]
+    drawn += [(figure, "") for figure in figures if figure not in PER_SETTING and cells]
     pictures, missing = [], []
-    for cell in cells[:MOST_CELLS]:
-        part = table.of_cell(cell)
-        for figure in figures:
-            entry = find(FIGURES, figure, "figure")
-            try:
-                drawing = draw(figure, part, style)
-            except RequestError as error:
-                missing.append(f"figure {figure} of {cell}: {error}")
-                continue
-            name = figure if len(cells) == 1 else f"{figure}-{cell}"
-            files = save(drawing, folder / f"{name}{suffix}", style=style, provenance=origin) if folder else []
-            svg = render(drawing, ".svg", style, {})
-            pictures.append(Picture(figure, cell, svg, f"{entry.summary} ({entry.assumptions})", drawing.notes, tuple(files)))
+    for figure, cell in drawn:
+        entry = find(FIGURES, figure, "figure")
+        try:
+            drawing = draw(figure, table.of_cell(cell) if cell else table, style)
+        except RequestError as error:
+            missing.append(f"figure {figure}{f' of {cell}' if cell else ''}: {error}")
+            continue
+        name = figure if len(cells) == 1 or not cell else f"{figure}-{cell}"
+        files = save(drawing, folder / f"{name}{suffix}", style=style, provenance=origin) if folder else []
+        svg = render(drawing, ".svg", style, {})
+        pictures.append(Picture(figure, cell, svg, f"{entry.summary} ({entry.assumptions})", drawing.notes, tuple(files)))
     missing += [f"figures of {cell}: a page shows at most {MOST_CELLS} settings" for cell in cells[MOST_CELLS:]]
     return pictures, missing

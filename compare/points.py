@@ -57,8 +57,8 @@ def sample_error(cell: Cell | None, seed: int, quantity: Quantity, value: float)
         sample = arrays_of(folder).get(f"{quantity.layer}/{SHARES[quantity.measure]}")
         return size * statistics.bootstrap_error(sample) if sample is not None and len(sample) > 1 else 0.0
     if quantity.measure in ("error", "ncc_error", "ncc_error_between"):
-        labels = arrays_of(folder).get("test/labels")
-        return size * statistics.proportion_error(value / size, len(labels)) if labels is not None and size else 0.0
+        number = sample_size(cell, (seed,))
+        return size * statistics.proportion_error(value / size, number) if number and size else 0.0
     return 0.0
 
 
@@ -76,15 +76,27 @@ def moment_error(cell: Cell, seed: int, layer: str = "penultimate") -> tuple[sep
     return predicted, float(1 - np.mean(part["test/ncc_correct"]))
 
 
+def _data(cell: Cell, seed: int) -> dict[str, Any]:
+    """Return what a seed's result.json says of its data."""
+    data = cell.results.get(seed, {}).get("data")
+    return data if isinstance(data, dict) else {}
+
+
 def sample_size(cell: Cell, seeds: tuple[int, ...]) -> int:
-    """Return the number of test points of the first seed that kept them, 0 where none did."""
-    sizes = (len(arrays_of(seed_folder(cell, seed)).get("test/labels", ())) for seed in seeds)
-    return next((n for n in sizes if n), 0)
+    """Return the number of test points, as the first seed's result or kept points say; 0 where neither does."""
+    for seed in seeds:
+        known = _data(cell, seed).get("test") or len(arrays_of(seed_folder(cell, seed)).get("test/labels", ()))
+        if isinstance(known, int) and known > 0:
+            return known
+    return 0
 
 
 def classes_of(cell: Cell, seeds: tuple[int, ...]) -> int | None:
-    """Return K, the number of classes with train samples, from the kept means; None where none were kept."""
+    """Return K, the classes with train samples, as the first seed's result or kept means say; None where neither does."""
     for seed in seeds:
+        known = _data(cell, seed).get("counts")
+        if isinstance(known, list) and sum(n > 0 for n in known) >= 2:
+            return sum(n > 0 for n in known)
         counts = arrays_of(seed_folder(cell, seed)).get("penultimate/train/counts")
         if counts is not None and len(counts) >= 2 and math.isfinite(float(np.sum(counts))):
             return int(np.count_nonzero(counts))

@@ -225,10 +225,10 @@ def _figures(pictures: Sequence[Picture]) -> str:
     for number, picture in enumerate(pictures, 1):
         # An image cannot run anything, and its ids cannot clash with those of the next figure.
         data = base64.b64encode(picture.svg).decode("ascii")
-        where = f" Run {picture.cell}." if several else ""
+        where = f" Run {picture.cell}." if several and picture.cell else ""
         notes = " ".join(_sentence(note) for note in picture.notes)
         caption = f"Figure {number}. {_sentence(picture.caption[:1].upper() + picture.caption[1:])}{where} {notes}"
-        alt = f"{picture.figure} of {picture.cell}"
+        alt = f"{picture.figure} of {picture.cell or 'all runs'}"
         parts.append(
             f'<figure><img alt="{_e(alt)}" src="data:image/svg+xml;base64,{data}"><figcaption>{_e(caption)}</figcaption></figure>'
         )

@@ -113,16 +113,14 @@ def _equivalence(table: Table, claim: Claim, seeds: Collection[int] | None) -> V
         verdict, p, reason = DEVIATES, outside, f"{shown} lies outside {expected(claim)}"
     else:
         verdict, p, reason = UNDECIDED, min(inside, outside), f"{shown} straddles the edge of {expected(claim)}"
-    made = _of_mean(claim, verdict, reason, mean, p, values)
-    return _against_null(table, made, seeds)
+    return _of_mean(claim, verdict, reason, mean, p, values)
 
 
 def _against_null(table: Table, made: Verdict, seeds: Collection[int] | None) -> Verdict:
     """A tolerance that noise would meet decides nothing: at most a third of the null's 1 % quantile."""
     claim = made.claim
     if claim.null is None:
-        known = made.reason if not claim.control else f"{made.reason}; no null distribution exists for it"
-        return dataclasses.replace(made, reason=known)
+        return dataclasses.replace(made, reason=f"{made.reason}; no null distribution exists for it")
     null = [abs(v - claim.predicted) for v in per_seed(table, claim.value.changed(claim.null), seeds).values()]
     if len(null) < claim.seeds_needed:
         return dataclasses.replace(made, verdict=UNDECIDED, reason=f"{made.reason}; its null was not measured")
@@ -276,17 +274,42 @@ def _shown(mean: statistics.Mean, quantity: Quantity) -> str:
 # --- a table of claims -------------------------------------------------------------------------------------------
 
 
-def judge_claim(table: Table, claim: Claim, *, cell: str = "", seeds: Collection[int] | None = None) -> Verdict:
-    """Judge one claim and its negative control on the rows of one cell; `seeds`: the registered ones (None: all)."""
+def judge_claim(
+    table: Table,
+    claim: Claim,
+    *,
+    cell: str = "",
+    seeds: Collection[int] | None = None,
+    others: Mapping[str, Table] | None = None,
+) -> Verdict:
+    """Judge one claim and its negative control on the rows of one cell.
+
+    Args:
+        table: the rows of the cell (`Table.of_cell`). cell: its name, for the record.
+        seeds: the registered ones; None: all.
+        others: the paper's cell name -> rows, for a null or a control that is measured in another cell.
+    """
+    others = others or {}
     made = dataclasses.replace(_KINDS[claim.kind](table, claim, seeds), cell=cell)
+    if claim.kind == "equivalence" and math.isfinite(made.estimate):
+        made = _against_null(_elsewhere(table, claim.null, others), made, seeds)
     if made.verdict == NOT_RUN:
         return made
-    control = dataclasses.replace(_KINDS[claim.kind](table, claim.controlled(), seeds), cell=cell)
+    there = _elsewhere(table, claim.control, others)
+    control = dataclasses.replace(_KINDS[claim.kind](there, claim.controlled(), seeds), cell=cell)
     made = dataclasses.replace(made, control=control)
     if made.verdict == AGREES and control.verdict != DEVIATES:
         reason = f"{made.reason}; but its negative control ({claim.control_text}) does not deviate: {control.reason}"
         return dataclasses.replace(made, verdict=UNDECIDED, reason=reason)
     return made
+
+
+def _elsewhere(table: Table, changes: Mapping[str, Any] | None, others: Mapping[str, Table]) -> Table:
+    """Return the rows that a null or a control is read from: another cell's if it names one (none, if that was not run)."""
+    name = (changes or {}).get("cell")
+    if name is None:
+        return table
+    return others.get(name, table.take(np.zeros(table.rows, dtype=bool)))
 
 
 def judge(
@@ -302,6 +325,7 @@ def judge(
     registered = set(paper.scale(scale).seeds) if scale else None
     matched = match_cells(table, paper, scale) if cells is None else cells
     parts = {name: table.of_cell(name) for names in matched.values() for name in names}
+    others = {key: parts[names[0]] for key, names in matched.items() if names}
     verdicts = []
     for claim in paper.claims:
         if scale and scale not in claim.scales:
@@ -309,7 +333,7 @@ def judge(
         found = [n for names in matched.values() for n in names] if claim.cell == "*" else matched.get(claim.cell, ())
         if not found:
             verdicts.append(Verdict(claim, NOT_RUN, f"no run of the cell {claim.cell!r} was found"))
-        verdicts += [judge_claim(parts[name], claim, cell=name, seeds=registered) for name in dict.fromkeys(found)]
+        verdicts += [judge_claim(parts[name], claim, cell=name, seeds=registered, others=others) for name in dict.fromkeys(found)]
     return _with_holm(verdicts)
 
 
