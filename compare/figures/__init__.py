@@ -37,6 +37,18 @@ FIGURES = {
         "any settings; the lines need K affinely independent train means",
         "hui2022",
     ),
+    "sweep": Entry(
+        "compare.figures.sweep:draw",
+        "a theory sweep: loss with its predicted curve, duality gap and distance to the predicted geometry",
+        "cells of `ufm simulate` that differ in one or two options",
+        "zhu2021",
+    ),
+    "samples": Entry(
+        "compare.figures.samples:draw",
+        "NC1 and the error at the end of training against the number of train samples per class",
+        "trainings that differ in train_per_class alone",
+        "hui2022",
+    ),
 }
 
 

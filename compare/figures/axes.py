@@ -58,9 +58,10 @@ class LogAxis:
         floor = points.min() / 10 if len(points) else values.min()
         top = points.max() * 10 if len(points) else values.max()
         low, high = max(values.min(), floor) / 1.25, min(values.max(), top) * 1.25
-        if high / low < 10:
+        least = 10.0 if low > 1e-3 else 100.0  # at least: under 1e-3 labels are powers of ten, and one needs two of them
+        if high / low < least:
             middle = math.sqrt(low * high)
-            low, high = middle / math.sqrt(10), middle * math.sqrt(10)
+            low, high = middle / math.sqrt(least), middle * math.sqrt(least)
         zero = zero or any(c.censored.any() for c in curves)
         return cls(low, high, low * (low / high) ** 0.10 if zero else None)
 
@@ -218,7 +219,7 @@ def draw_curve(
         low, high = np.where(banded, curve.low, np.nan), np.where(banded, curve.high, np.nan)
         ax.fill_between(curve.x, axis.place(low), high, where=banded, color=look.color, alpha=0.12 if theory else 0.2, lw=0,
                         zorder=1.5, gid=f"band:{curve.key}")  # fmt: skip
-    every = 0.11 if np.isfinite(shown).sum() > 8 else None
+    every = 0.11 if np.isfinite(shown).sum() > 8 and look.dashes != "none" else None
     ax.plot(curve.x, shown, color=look.color, linestyle=look.dashes, lw=look.width, marker=look.marker or "None", markevery=every,
             zorder=order, gid=f"curve:{curve.key}", label=label, solid_capstyle="round", dash_capstyle="butt")  # fmt: skip
     legend.line(label, look)
