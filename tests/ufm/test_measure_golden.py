@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make_features import make
+from make_features import NAMES, make
 
-from ufm.measure import ClassMoments, collapse
+from ufm.measure import ClassMoments, arrays, collapse
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "measures_public.json").read_text())
 TOLERANCE = {"float64": dict(rtol=1e-9, atol=1e-15), "float32": dict(rtol=1e-4, atol=1e-8)}
@@ -27,8 +27,8 @@ EXCEPT = {
 PAIRS = [(name, dtype) for name in GOLDEN for dtype in TOLERANCE]
 
 
-def measured(name, dtype, as_array=np.asarray):
-    data = {key: value.astype(dtype) if value.dtype.kind == "f" else value for key, value in make(name).items()}
+def measured(name, dtype, as_array=np.asarray, stream=0):
+    data = {key: value.astype(dtype) if value.dtype.kind == "f" else value for key, value in make(name, stream).items()}
     data = {key: as_array(value) for key, value in data.items()}
     classifier = dict(weight=data["weight"], bias=data["bias"])
     with warnings.catch_warnings():
@@ -62,6 +62,26 @@ def test_rounded_weight():
     exact = math.sqrt(squares)
     assert 1.9e-8 < exact < 2.2e-8
     assert measured("collapsed", "float32")["nc2_etf_weights"] == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_ways_of_an_accelerator(name, monkeypatch):
+    """The same code as on CUDA, run here: one-hot sums, float64 products of float32 features, large blocks."""
+    monkeypatch.setattr(arrays, "on_cpu", lambda tensor: False)
+    for dtype in TOLERANCE:
+        values = measured(name, dtype)
+        for key, wanted in GOLDEN[name].items():
+            if (name, dtype, key) not in EXCEPT:
+                assert values[key] == pytest.approx(wanted, rel=TOLERANCE[dtype]["rtol"], abs=TOLERANCE[dtype]["atol"]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_arithmetic_on_the_rounded_input(name):
+    """What float32 input changes is its own rounding: measured in float64 after rounding, the values are the same to 1e-5."""
+    narrow = measured(name, "float32", stream=1)
+    wide = measured(name, "float32", lambda value: value.astype(np.float64) if value.dtype.kind == "f" else value, stream=1)
+    for key in narrow:
+        assert narrow[key] == pytest.approx(wide[key], rel=1e-5, abs=2e-8, nan_ok=True), key
 
 
 def test_torch_gives_the_same():

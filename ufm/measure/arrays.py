@@ -35,9 +35,14 @@ def working_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def on_cpu(tensor: torch.Tensor) -> bool:
+    """Whether the CPU's ways apply: products in the features' own precision, small blocks, numpy where it is faster."""
+    return tensor.device.type == "cpu"
+
+
 def block_dtype(features: torch.Tensor) -> torch.dtype:
     """Return the dtype of products within a block: the features' own on a CPU, float64 elsewhere (TF32 never enters)."""
-    return features.dtype if features.device.type == "cpu" else working_dtype(features.device)
+    return features.dtype if on_cpu(features) else working_dtype(features.device)
 
 
 @contextlib.contextmanager

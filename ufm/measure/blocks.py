@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
+from ufm.measure import arrays
 from ufm.measure.arrays import working_dtype
 
 BLOCK_BYTES = 2**21  # on a CPU: the block, read twice, should still be in cache the second time
@@ -38,7 +39,7 @@ def class_counts(labels: torch.Tensor, classes: int) -> np.ndarray:
 
 def class_sums(values: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
     """Return sum over the rows of each class, (K, p) in float64, the same for every run on one machine (no atomics)."""
-    if values.device.type == "cpu":
+    if arrays.on_cpu(values):
         return _bag_sums(values, labels, classes)
     return _one_hot_sums(values, labels, classes)
 
@@ -85,7 +86,7 @@ def residual_blocks(features: torch.Tensor, labels: torch.Tensor, centres: torch
     """
     wide = working_dtype(features.device)
     width = features.shape[1] * features.element_size()
-    rows = max(64, BLOCK_BYTES // width) if features.device.type == "cpu" else ROWS_DEVICE
+    rows = max(64, BLOCK_BYTES // width) if arrays.on_cpu(features) else ROWS_DEVICE
     buffer = torch.empty(min(rows, len(features)), features.shape[1], dtype=centres.dtype, device=features.device)
     for start in range(0, len(features), rows):
         part = features[start : start + rows]

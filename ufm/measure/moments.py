@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ufm.errors import RequestError
+from ufm.measure import arrays
 from ufm.measure.arrays import as_features, as_labels, block_dtype, plain_arithmetic, working_dtype
 from ufm.measure.blocks import class_counts, class_sums, residual_blocks
 
@@ -123,12 +124,15 @@ def first_means(features: torch.Tensor, labels: torch.Tensor, counts: np.ndarray
 
 def add_scatter(pooled: torch.Tensor, residual: torch.Tensor) -> None:
     """Add residual^T residual to `pooled` in place, in float64 where the device has it."""
-    wide = residual.to(pooled.dtype)
-    if wide.device.type == "cpu":
-        rows = wide.numpy()
-        pooled += torch.from_numpy(rows.T @ rows)  # numpy sends X^T X to the symmetric product: half the work
-    else:
-        pooled.addmm_(wide.T, wide)
+    pooled += outer_square(residual.to(pooled.dtype).T)
+
+
+def outer_square(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows rows^T, (p, p), for rows (p, B)."""
+    if arrays.on_cpu(rows):
+        array = rows.numpy()
+        return torch.from_numpy(array @ array.T)  # numpy sends X X^T to the symmetric product: half the work
+    return rows @ rows.T
 
 
 def settle(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ufm.measure import arrays
 from ufm.measure.arrays import block_dtype, working_dtype
 from ufm.measure.blocks import class_counts, class_sums, residual_blocks
-from ufm.measure.moments import SCATTER_LIMIT, ClassMoments, add_scatter, first_means, settle
+from ufm.measure.moments import SCATTER_LIMIT, ClassMoments, add_scatter, first_means, outer_square, settle
 from ufm.measure.names import NEEDS_SCATTER
 
 REFINE = 1e-7  # means worse than this share of their spread are improved by one more read before anything is projected
@@ -96,7 +97,7 @@ def second_read(
     for block in residual_blocks(features, labels, centres):
         squares += class_sums(block.squares[:, None], block.labels, len(counts))
         projected, logits = judge.project(block.residual)
-        within += projected @ projected.T
+        within += outer_square(projected)
         if judged:
             nearest = judge.nearest(projected, block.labels)
             wrong += int((nearest != block.labels).sum())
@@ -163,6 +164,6 @@ class Judge:
 
 def lowest(scores: torch.Tensor) -> torch.Tensor:
     """Return argmin over the columns of (B, K): the first of equals."""
-    if scores.device.type == "cpu":
+    if arrays.on_cpu(scores):
         return torch.from_numpy(scores.numpy().argmin(1))  # seven times faster than torch's
     return scores.argmin(1)
