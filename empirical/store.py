@@ -22,7 +22,7 @@ from ufm.errors import RequestError, RunError
 Batches = Split | Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 SHARE = 0.8  # of the free memory that stored features may take
-CPU_CONV_BATCH = 250  # larger batches of maps leave the cache of a CPU
+CPU_CONV_BATCH = 128  # larger batches of maps leave the cache of a CPU: 1000 takes twice as long
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
