@@ -76,12 +76,16 @@ def outputs_of(problem: Problem) -> int:
     return problem.total if problem.loss == "supcon" else problem.classes
 
 
-def internal_dim(problem: Problem) -> int:
-    """Return the dimension r in which a problem is solved."""
+def internal_dim(problem: Problem, wide: bool = True) -> int:
+    """Return the dimension r in which a problem is solved.
+
+    With features >= 0 there are bad local minima, hardly any at r >= 2T (theory: 0 of 16 starts against 2 of 8 at r = T):
+    such problems are first solved `wide`, and in their own dimension only where the wide solution does not fit into it.
+    """
     groups = len(problem.count_vector)
     if problem.features == "nonnegative":  # non-negativity ties features to coordinates: no rotation is free
-        wide = problem.loss != "supcon" and problem.constraint == "ridge" and problem.dim >= groups
-        return max(problem.dim, 2 * groups) if wide and problem.dim < 2 * groups else problem.dim
+        wide = wide and problem.loss != "supcon" and problem.constraint == "ridge" and problem.dim >= groups
+        return max(problem.dim, 2 * groups) if wide else problem.dim
     if problem.loss == "supcon":  # every sample moves: the span of the optimum is at most K - 1, its samples' N
         return min(problem.dim, problem.total)
     if problem.constraint == "sphere":  # one dimension beyond the span of W holds what unit features have outside it
@@ -89,10 +93,10 @@ def internal_dim(problem: Problem) -> int:
     return min(problem.dim, problem.classes, groups)
 
 
-def reduce(problems: Sequence[Problem], device: str | torch.device = "cpu") -> Reduced:
+def reduce(problems: Sequence[Problem], device: str | torch.device = "cpu", wide: bool = True) -> Reduced:
     """Return the batch of reduced problems; all must share their `signature`."""
     first, loss = problems[0], loss_of(problems[0].loss)
-    sizes = np.array([(outputs_of(p), columns(p), internal_dim(p)) for p in problems])
+    sizes = np.array([(outputs_of(p), columns(p), internal_dim(p, wide)) for p in problems])
     outputs, groups, dim = (int(s) for s in sizes.max(0))
     batch = len(problems)
     rows, weight = np.zeros((batch, outputs, groups)), np.zeros((batch, 1, groups))
@@ -231,6 +235,15 @@ def expand(problem: Problem, u: Tensor, v: Tensor, b: Tensor | None, seed: int) 
 
 def _none(problem: Problem) -> Tensor:
     return torch.zeros(problem.classes, dtype=torch.float64)
+
+
+def fits(problem: Problem, v: Tensor) -> bool:
+    """Whether features v (T, r) can be written in the problem's own dimension: r <= d, or disjoint supports."""
+    if v.shape[1] <= problem.dim:
+        return True
+    gram = v @ v.T
+    diagonal = gram.diagonal()
+    return bool(((gram - torch.diag(diagonal)).abs() <= 1e-12 * diagonal.amax()).all())
 
 
 def _fit(u: Tensor, v: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from ufm.reduce import (
     Reduced,
     columns,
     expand,
+    fits,
     internal_dim,
     outputs_of,
     padded,
@@ -162,10 +163,10 @@ def _chunks(members: list[int], problems: list[Problem]) -> list[list[int]]:
     return [members[i::pieces] for i in range(pieces)]
 
 
-def attempts(problem: Problem) -> int:
+def attempts(problem: Problem, wide: bool = True) -> int:
     """Return how many random starts a problem gets: more than one only where local minima exist or are not excluded."""
     if problem.features == "nonnegative":
-        return 4 if internal_dim(problem) >= 2 * problem.classes else 8
+        return 4 if internal_dim(problem, wide) >= 2 * len(problem.count_vector) else 12
     if problem.constraint == "sphere" and problem.loss != "supcon" and problem.dim < problem.classes - 1:
         return 8
     if problem.loss == "focal" or problem.dim < min(problem.classes - 1, len(problem.count_vector) - 1):
@@ -182,11 +183,11 @@ class Run:
     def __init__(self, name: str, solver: Solver, steps: int, tol: float, device: str) -> None:
         self.name, self.solver, self.steps, self.tol, self.device = name, solver, steps, tol, device
 
-    def solve(self, problems: list[Problem], seeds: list[int]) -> list[Solution]:
+    def solve(self, problems: list[Problem], seeds: list[int], wide: bool = True) -> list[Solution]:
         """Return the best end point over all attempts, for every problem of a batch."""
-        tries, count = attempts(problems[0]), len(problems)
+        tries, count = attempts(problems[0], wide), len(problems)
         repeated = problems * tries
-        reduced = reduce(repeated, self.device)
+        reduced = reduce(repeated, self.device, wide)
         starts = [random_start(problems, seeds, reduced, START, attempt) for attempt in range(tries)]
         objective = objective_of(repeated[0], reduced)
         x = self.cool(repeated, objective.start(torch.cat(starts)))
@@ -199,8 +200,15 @@ class Run:
         unfinished = (end["status"] > ZERO).double().view(tries, count)
         best = torch.where(close, unfinished, 2.0).argmin(0)
         index = best * count + torch.arange(count, device=best.device)
-        end = {name: value[index] for name, value in end.items()}
-        return finish(problems, seeds, objective.select(index), x[index], end, self.name)
+        end, objective, x = {name: value[index] for name, value in end.items()}, objective.select(index), x[index]
+        features = objective.factors(x)[1].cpu()
+        narrow = [i for i, p in enumerate(problems) if p.features == "nonnegative" and not fits(p, features[i])]
+        out = finish(problems, seeds, objective, x, end, self.name)
+        if narrow:  # what was found needs more dimensions than there are
+            again = self.solve([problems[i] for i in narrow], [seeds[i] for i in narrow], wide=False)
+            for i, solution in zip(narrow, again, strict=True):
+                out[i] = solution
+        return out
 
     def cool(self, problems: list[Problem], x: Tensor) -> Tensor:
         """Lead points on the sphere to their temperature by halving it from 1, where the landscape is benign."""
