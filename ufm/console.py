@@ -206,7 +206,9 @@ def explain(error: Exception) -> tuple[int, str]:
         where = f" {error.filename}" if error.filename else ""
         remedy = {errno.ENOSPC: "free some space", errno.EACCES: "check the permissions", errno.EROFS: "name another --out"}
         hint = remedy.get(error.errno or 0, "check the path")
-        status = 2 if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM) else 1
+        status = (
+            2 if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG) else 1
+        )
         return status, _one_line(f"{error.strerror or error}{where}; {hint}")
     if isinstance(error, MemoryError):
         return 1, "out of memory; use smaller sizes or fewer --workers"

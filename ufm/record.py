@@ -77,7 +77,10 @@ class Run:
         _check_shard(shard)
         setting_path = Path(root) / system / f"{name}-{document['hash'][:DIGITS]}"
         path = setting_path if seed is None else setting_path / f"seed-{seed}"
-        _check_writable(Path(root), path)
+        try:
+            _check_writable(Path(root), path)
+        except OSError as error:  # a name that is too long for the file system, for example
+            raise _not_writable(path, error) from None
         if (setting_path / "config.json").exists():
             identity.check_same(identity.read_document(setting_path), document, setting_path)
         if environment is None:
@@ -391,7 +394,8 @@ def _check_writable(root: Path, path: Path) -> None:
         raise RequestError(f"{path} leads out of {root} by a link; remove the link or name another --out")
 
 
-def _not_writable(path: Path, error: OSError) -> Exception:
+def _not_writable(place: Path, error: OSError) -> Exception:
+    path = str(place) if len(str(place)) < 200 else f"...{str(place)[-190:]}"
     if error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
         return RunError(f"{path} cannot be written ({error.strerror}); free some space or name another --out")
     return RequestError(f"{path} cannot be written ({error.strerror or error}); name another --out")

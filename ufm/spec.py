@@ -89,6 +89,8 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
     if not isinstance(value, (str, Path)):
         raise RequestError(f'{flag} {value!r} is not text; write {field.name} = "..."')
     text = str(value)
+    if not text or "\0" in text:
+        raise RequestError(f'{flag} {_short(text)} is not text that can be used; write {field.name} = "..."')
     if kind == "file":
         return _file(flag, text)
     if meta["choices"] is not None and text not in meta["choices"]:

@@ -11,9 +11,9 @@ from ufm import machine
 from ufm.commands import shared
 from ufm.console import Commands, examples, plain, print_json, print_table, progress, reach, say
 from ufm.errors import RunError
-from ufm.spec import click_options
+from ufm.spec import build, click_options
 from ufm.systems import SYSTEMS, System
-from ufm.tables import Entry
+from ufm.tables import Entry, resolve_target
 
 SHOWN = 40  # rows of the table; the rest is in cells.jsonl
 SHARED = (shared.Chosen, shared.Working)
@@ -57,6 +57,8 @@ def simulate(system: System, flags: Mapping[str, Any]) -> int:
     if options["dry_run"]:
         return _dry_run(plan, workers, options["json"])
     device = machine.resolve_device(device)
+    if system.validate:
+        resolve_target(system.validate)([build(system.spec, cell) for cell in plan.cells])
     if options["device"] == "auto":
         say(f"device: {device}")
     from ufm.provenance import environment

@@ -40,6 +40,8 @@ class System:
             `flags`; numbers that do not exist are nan.
         predict: "module:function", spec -> dict: one row with `prediction`, `loss`, `status`, `reference`, `assumptions`,
             `reason` and arrays for `--json`.
+        validate: "module:function", list of specs -> None. Raises RequestError for a cell that no solver takes; it may import
+            what it needs, and runs on all cells before anything is created.
         columns, predict_columns: what the table on screen shows; "a.b" reaches into a nested record.
         naming: the options whose values make the run's readable name.
         version: of the definition of what is computed; part of the run's hash.
@@ -56,6 +58,7 @@ class System:
     columns: tuple[str, ...]
     predict_columns: tuple[str, ...]
     naming: tuple[str, ...]
+    validate: str = ""
     version: int = 1
     examples: tuple[tuple[str, str], ...] = ()
     reference: tuple[str, ...] = field(default=())

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from ufm.errors import RequestError
 from ufm.problem import BIASES, CONSTRAINTS, FEATURES, LOSSES, Problem
+from ufm.solvers import METHODS
 from ufm.spec import option
 from ufm.systems import Cost, System
 
-METHODS = ("auto", "exact", "lbfgs", "newton", "gd", "momentum", "adam", "flow", "scipy")
 PATHS = ("gd", "momentum", "adam", "flow")  # methods whose way is of interest, not only their end
 MEMORY_OF_LBFGS = 20
 
@@ -40,7 +40,7 @@ class Single:
     logit_offset: tuple = option(None, "K offsets of the logits (LA, VS); ';' between grid points", kind="floats", grid=True)
     class_weights: tuple = option(None, "K weights of the classes' samples; ';' between grid points", kind="floats", grid=True)
     targets: str = option(None, "FILE with T rows of K targets (.json, .csv, .npy, .safetensors)", kind="file")
-    method: str = option("auto", "solver", choices=METHODS, grid=True)
+    method: str = option("auto", "solver", choices=("auto", *METHODS), grid=True)
     steps: int = option(None, "at most so many iterations; the method's own limit when not given", kind="int", low=1, grid=True)
     tol: float = option(1e-10, "stop at this relative gradient norm", low=0, grid=True)
     lr: float = option(None, "step size of gd, momentum, adam", kind="float", low=0, strict=True, grid=True)
@@ -151,6 +151,7 @@ SYSTEM = System(
     ),
     predict_columns=("prediction", "loss", "zero", "status", "reference", "reason"),
     naming=("loss", "classes", "dim"),
+    validate="ufm.systems.single_run:validate",
     examples=(
         ("ufm simulate single --classes 10 --dim 64 --lambda-w 1e-5:1e-1:20log", "3 s"),
         ("ufm simulate single --imbalance 1,10,100 --minority 5 --bias free --seeds 0:5", "4 s"),

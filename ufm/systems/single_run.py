@@ -14,7 +14,8 @@ from ufm.predict import predict as predict_problem
 from ufm.prediction import Prediction
 from ufm.problem import Problem
 from ufm.solution import Solution
-from ufm.solve import solve_many
+from ufm.solve import _method_for, solve_many
+from ufm.solvers import SOLVERS
 from ufm.systems import Task
 from ufm.systems.single import Single, problem_of
 from ufm.systems.targets import read_targets
@@ -44,6 +45,16 @@ MEASURED = (
 def problem_of_task(spec: Single) -> Problem:
     """Return the Problem of a cell, its targets read."""
     return problem_of(spec, None if spec.targets is None else read_targets(spec.targets))
+
+
+def validate(specs: Sequence[Single]) -> None:
+    """Raise RequestError for a cell that its method does not solve, or that has no optimum."""
+    seen: set[tuple[Problem, str]] = set()
+    for spec in specs:
+        problem = problem_of_task(spec)
+        if spec.method in ("auto", *SOLVERS) and (problem, spec.method) not in seen:
+            _method_for(problem, spec.method)
+            seen.add((problem, spec.method))
 
 
 def simulate(tasks: Sequence[Task], device: str) -> list[dict[str, Any]]:
