@@ -49,6 +49,30 @@ FIGURES = {
         "trainings that differ in train_per_class alone",
         "hui2022",
     ),
+    "gram": Entry(
+        "compare.figures.gram:draw",
+        "cosines between class means as heat maps: simplex ETF, train, test",
+        "one setting; a simplex ETF is the prediction for balanced classes and d >= K - 1",
+        "papyan2020",
+    ),
+    "confusion": Entry(
+        "compare.figures.confusion:draw",
+        "which class test points are taken for, by the classifier and by the nearest train mean",
+        "one setting",
+        "hui2022",
+    ),
+    "spectrum": Entry(
+        "compare.figures.spectrum:draw",
+        "singular values of class means and classifier against a simplex ETF's, and the spread within classes",
+        "one setting; a flat spectrum is the prediction for balanced classes and d >= K - 1",
+        "zhu2021",
+    ),
+    "geometry": Entry(
+        "compare.figures.geometry:draw",
+        "the three most confused classes in the plane of their means: spread on train and on test, nearest-mean borders",
+        "one setting with three or more classes; one seed",
+        "hui2022",
+    ),
 }
 
 

@@ -254,7 +254,7 @@ def finish(figure: Figure, style: Style, legend: Legend, below: str = "") -> Non
         ax.set_xlabel("0")  # keeps the place
     if handles:
         box = _fitting_legend(figure, style, handles)
-        gap = 0.05
+        gap = 0.08
         height = box.get_window_extent(figure.canvas.get_renderer()).height / figure.dpi + gap
         width, panels_height = figure.get_size_inches()
         total = round(panels_height + height, 2)

@@ -1,0 +1,83 @@
+"""Heat maps of classes against classes, their diagonal left out: it is known and would take all the colours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from compare.figures.arrays import MOST_CLASSES
+from compare.figures.axes import Legend, finish, panels, title
+from compare.style import Style
+
+# One hue from light to dark, so that print in grey keeps the order; the diagonal is the one grey.
+_DIAGONAL = "#d0d0d0"
+COLORS = ("#fdf6e3", "#f3c98b", "#e08a4f", "#a8465a", "#4b2467", "#0b0b3b")
+
+
+def draw_maps(style: Style, maps: Mapping[str, tuple[str, np.ndarray]], limits: tuple[float, float], colour_label: str) -> Figure:
+    """Return a figure with one heat map (K, K) for each name -> (title, values), in one row, under one colour bar."""
+    figure, grid = panels(style, 1, len(maps), (style.width - 0.55) / len(maps) + 0.98)
+    norm, colors = Normalize(*limits), LinearSegmentedColormap.from_list("ufm", list(COLORS))
+    mesh = None
+    for index, (ax, (name, (text, values))) in enumerate(zip(grid[0], maps.items(), strict=True)):
+        mesh = _map(ax, values, norm, colors, name)
+        title(ax, name, text)
+        ax.set_xlabel("Class")
+        if index:
+            ax.tick_params(labelleft=False)
+        else:
+            ax.set_ylabel("Class")
+    bar = figure.colorbar(mesh, ax=list(grid[0]), location="bottom", fraction=0.06, aspect=35, pad=0.02)
+    bar.set_label(colour_label)
+    bar.ax.set_label("colours")
+    bar.ax.xaxis.set_major_locator(MaxNLocator(5))
+    bar.ax.xaxis.set_minor_locator(NullLocator())
+    bar.outline.set_visible(False)
+    finish(figure, style, Legend())
+    return figure
+
+
+def _map(ax: Axes, values: np.ndarray, norm: Normalize, colors: Any, name: str) -> Any:
+    shown = shown_classes(values)
+    size = len(shown)
+    mesh = ax.pcolormesh(
+        np.arange(size + 1) - 0.5,
+        np.arange(size + 1) - 0.5,
+        np.where(np.eye(size, dtype=bool), np.nan, shown),
+        norm=norm,
+        cmap=colors.with_extremes(bad=_DIAGONAL),
+        gid=f"map:{name}",
+        linewidth=0,
+    )
+    ax.set_facecolor(_DIAGONAL)
+    ax.set_aspect("equal")
+    ax.invert_yaxis()
+    stride = -(-size // 10)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(FixedLocator(list(range(0, size, stride * 2 if size > 5 else stride))))
+        axis.set_minor_locator(NullLocator())
+    for side in ax.spines.values():
+        side.set_visible(False)
+    return mesh
+
+
+def shown_classes(values: np.ndarray) -> np.ndarray:
+    """Return the part of a map that is shown."""
+    return values[:MOST_CLASSES, :MOST_CLASSES]
+
+
+def map_rows(panel: str, values: np.ndarray, seeds: int) -> list[tuple[Any, ...]]:
+    """Return the CSV rows of one map: curve 'class i', x = j."""
+    shown = shown_classes(values)
+    return [
+        (panel, f"class {i}", float(j), float(shown[i, j]), np.nan, np.nan, seeds, "")
+        for i in range(len(shown))
+        for j in range(len(shown))
+        if i != j
+    ]
