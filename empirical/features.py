@@ -30,6 +30,7 @@ from ufm.tables import suggest
 
 KEYS = ("input", "penultimate", "logits")
 POOLINGS = ("flat", "cls")
+TAKEN = frozenset((*KEYS, "network"))  # "network" is what rows of the whole network say in the place of a layer
 LARGEST_INPUT = 10_000  # "all" leaves a larger input out: its features would be the data set over again
 
 
@@ -148,7 +149,7 @@ def list_layers(model: nn.Module, example: Any, classifier: str | None = None) -
         flow = trace(model, example)
     chosen = every.names
     twins = [name for name in _Finder(model, flow, every.classifier).blocks if name not in chosen]
-    inner = [c.path for c in flow.calls if _has_matrix(model.get_submodule(c.path)) and c.path not in chosen]
+    inner = [c.path for c in flow.calls if _has_matrix(model.get_submodule(c.path)) and c.path not in {*chosen, *TAKEN}]
     plan = plan_layers(model, example, [*chosen, *dict.fromkeys([*twins, *inner])], classifier)
     notes = {
         "penultimate": f"what the classifier {plan.classifier} sees",
@@ -226,6 +227,8 @@ class _Finder:
             call = self.last[self.classifier]
             kind = f"input of {self._type(self.classifier)}"
             return Layer(name, call.path, call.index, "read", 0, pooling or self._pooling(call), module=kind)
+        if base == "network":
+            raise RequestError("layer 'network' is the name of what concerns the whole network; name a module inside it")
         if base not in self.last or not base:
             raise RequestError(f"unknown layer {base!r}; {self._suggest(base)}")
         call = self.last[base]
@@ -268,7 +271,7 @@ class _Finder:
         flow, blocks, weighted = self.flow, [], False
         cuts = flow.cuts()
         if not cuts:  # an operation that torch cannot report broke the graph: fall back on the order of execution
-            paths = [path for path in self.last if path and path != self.classifier]
+            paths = [path for path in self.last if path and path not in TAKEN and path != self.classifier]
             return [path for path in paths if _has_matrix(self.model.get_submodule(path))]
         for before, node in zip([0, *cuts], cuts, strict=False):
             weighted |= any(flow.weighted[before + 1 : node + 1])
@@ -285,7 +288,7 @@ class _Finder:
         whole, leaf = [], []
         for call in self.last.values():
             module = self.model.get_submodule(call.path)
-            if not call.path or self.flow.sink == node:
+            if not call.path or call.path in TAKEN or self.flow.sink == node:
                 continue
             if call.returned == node and not _has_matrix(module) and any(_has_matrix(m) for m in module.modules()):
                 whole.append(call.path)
@@ -296,7 +299,7 @@ class _Finder:
 
     def _returning(self, node: int) -> str | None:
         """A norm or activation module that returns this node (after a sum at top level, say)."""
-        found = [c.path for c in self.last.values() if c.path and c.returned == node]
+        found = [c.path for c in self.last.values() if c.path and c.path not in TAKEN and c.returned == node]
         return found[0] if found else None
 
 
@@ -381,10 +384,10 @@ class Taps:
         """Run one batch; returns the logits."""
         self.counts.clear()
         self.taken.clear()
+        self.following.pending.clear()
         if any(layer.follow for layer in self.plan.layers):
             with self.following:
                 out = first_tensor(self.model(batch))
-            self.following.pending.clear()
         else:
             out = first_tensor(self.model(batch))
         for layer in self.plan.layers:

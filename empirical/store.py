@@ -59,8 +59,9 @@ def collect(
     labels, predicted, total = [], [], 0.0
     batch_size = _batch_size(model, device, batch_size)
     with undisturbed(data), evaluating(model), full_float32(), Taps(model, plan, store.add) as taps:
+        forward = _Forward(taps, store, device.type == "cpu" and has_maps(model))
         for x, y in batches(model, data, device, batch_size, plan.outputs):
-            logits = taps.forward(x)
+            logits = forward(x)
             logits = logits.float() if logits.dtype.itemsize < 4 else logits
             total += float(mean_loss(logits, y)) * len(y)
             labels.append(y)
@@ -71,7 +72,7 @@ def collect(
     features = store.joined()
     if not math.isfinite(total):
         raise RunError("the loss is not finite: the network has diverged")
-    return Stored(features, y, guess, total / len(y), float((guess != y).double().mean()))
+    return Stored(features, y, guess, total / len(y), int((guess != y).sum()) / len(y))
 
 
 class _Store:
@@ -85,25 +86,47 @@ class _Store:
         shared = features.untyped_storage().data_ptr() == raw.untyped_storage().data_ptr()
         self.chunks[layer.name].append(features.clone() if shared else features)
 
+    def cut(self, batches: int) -> None:
+        """Forget all but the first `batches` chunks."""
+        for chunks in self.chunks.values():
+            del chunks[batches:]
+
     def joined(self) -> dict[str, Tensor]:
         features = {}
         for name in list(self.chunks):
-            features[name] = torch.cat(self.chunks.pop(name))
-            if not bool(torch.isfinite(features[name].sum(dtype=torch.float64))):
+            whole = features[name] = torch.cat(self.chunks.pop(name))
+            # the sum is one read; only if it overflowed are the numbers themselves looked at
+            if not bool(torch.isfinite(whole.sum())) and not bool(torch.isfinite(whole).all()):
                 raise RunError(f"the features of layer {name!r} are not finite: the network has diverged")
         return features
+
+
+class _Forward:
+    """The forward pass of one batch: images channels last where that is faster and the network can take it."""
+
+    def __init__(self, taps: Taps, store: _Store, channels_last: bool) -> None:
+        self.taps, self.store, self.channels_last, self.done = taps, store, channels_last, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.channels_last and x.ndim == 4:
+            try:
+                logits = self.taps.forward(x.contiguous(memory_format=torch.channels_last))
+                self.done += 1
+                return logits
+            except RuntimeError:  # x.view(n, -1) refuses this layout, which it never sees in training
+                self.channels_last = False
+                self.store.cut(self.done)
+        self.done += 1
+        return self.taps.forward(x)
 
 
 def batches(
     model: nn.Module, data: Batches, device: torch.device, batch_size: int, outputs: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (inputs, labels) on `device`, inputs in the network's dtype and, for convolutions on a CPU, channels last."""
+    """Yield (inputs, labels) on `device`, inputs in the network's dtype."""
     dtype = network_dtype(model)
-    last = device.type == "cpu" and has_maps(model)
     for x, y in _pairs(data, batch_size):
         x = x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
-        if last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
         yield x, _labels(y, len(x), outputs).to(device, non_blocking=True)
 
 

@@ -222,6 +222,28 @@ def test_float32_and_bfloat16_networks(setup):
         assert index(rows)["penultimate", "train", "self", "nc1_pinv"] == pytest.approx(want, rel=tolerance)
 
 
+def test_a_network_that_views_its_maps(setup):
+    """view(n, -1) refuses maps stored channels last, the layout that is tried first on a CPU."""
+
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 3, 3), nn.Linear(27, CLASSES)
+
+        def forward(self, x):
+            x = torch.relu(self.conv(x))
+            return self.head(x.view(x.size(0), -1))
+
+    _, train, test = setup
+    model = Viewing().double()
+    rows = index(measure_network(model, loader(train, 30), loader(test), layers=["conv:flat", "penultimate"]))
+    assert rows["conv:flat", "train", "self", "nc1_pinv"] == rows["penultimate", "train", "self", "nc1_pinv"]
+    x, y = train[0], train[1].numpy()
+    h = torch.relu(model.conv(x)).flatten(1).detach().numpy()
+    means = np.stack([h[y == k].mean(0) for k in range(CLASSES)])
+    assert rows["penultimate", "train", "self", "nc1_pinv"] == pytest.approx(pinv_form(h, y, means, means), rel=1e-8)
+
+
 def test_the_table_shows_both_centres(setup):
     model, train, test = setup
     rows = empirical.measure(model, [train], [test], layers="last")

@@ -256,3 +256,23 @@ def test_a_path_that_depends_on_the_data_is_noticed():
     plan = plan_layers(model, torch.ones(2, 3), "extra")
     with evaluating(model), Taps(model, plan, lambda layer, raw: None) as taps, pytest.raises(RunError, match="not reached"):
         taps.forward(-torch.ones(2, 3))
+
+
+def test_modules_named_like_the_keys_do_not_shadow_them():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.input, self.network, self.logits = nn.Linear(4, 5), Residual(1), nn.Linear(5, 3)
+
+        def forward(self, x):
+            x = self.network(self.input(x)[:, None, :, None])[:, 0, :, 0]
+            return self.logits(x)
+
+    model, x = Named(), torch.randn(6, 4)
+    found = take(model, x, "all")
+    assert len(found) == len(set(found)) and "network" not in found
+    torch.testing.assert_close(found["input"], x)
+    torch.testing.assert_close(found["logits"], model.eval()(x).detach())
+    with pytest.raises(RequestError, match="whole network"):
+        take(model, x, "network")
+    assert {row["layer"] for row in list_layers(model, x)} >= {"input", "penultimate", "logits"}
