@@ -70,6 +70,8 @@ def bare(model: nn.Module) -> nn.Module:
     Hooks inside a compiled module would not fire.
     """
     while True:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise RequestError("a torch.jit module takes no hooks; pass the network it was made from")
         if hasattr(model, "_orig_mod"):
             model = model._orig_mod
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -128,6 +130,8 @@ def plan_layers(model: nn.Module, example: Any, layers: str | Sequence[str] = "l
             shape = "no tensor" if flow.output is None else f"shape {flow.output}"
             raise RequestError(f"the network returns {shape}; it must return logits of shape (batch, classes)")
         outputs = flow.output[1]
+        if outputs < 2:
+            raise RequestError("the network returns one logit; measures need one per class: return two")
         finder = _Finder(model, flow, _find_classifier(model, flow, outputs, classifier))
         names = _names(finder, layers, example)
         plan = Plan(tuple(finder.layer(name) for name in names), finder.classifier, outputs)

@@ -237,6 +237,8 @@ def test_wrong_requests_are_one_line():
         plan_layers(model, x, "last", "haed")
     with pytest.raises(RequestError, match="must return logits"):
         plan_layers(nn.Conv2d(3, 4, 3), x)
+    with pytest.raises(RequestError, match="one logit"):
+        plan_layers(nn.Linear(3, 1), torch.randn(2, 3))
     bodiless = nn.Sequential(nn.Conv2d(3, 2, 6), nn.Flatten())
     assert plan_layers(bodiless, x, "all").names == ["input", "0", "logits"]
     with pytest.raises(RequestError, match="no linear layer"):
@@ -276,3 +278,51 @@ def test_modules_named_like_the_keys_do_not_shadow_them():
     with pytest.raises(RequestError, match="whole network"):
         take(model, x, "network")
     assert {row["layer"] for row in list_layers(model, x)} >= {"input", "penultimate", "logits"}
+
+
+class Wrapped(dict):
+    """What some libraries return: a mapping with `logits` among other things."""
+
+
+def test_other_outputs_inputs_and_weights():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.read = nn.Embedding(20, 6), nn.LSTM(6, 7, batch_first=True)
+            self.head = nn.utils.parametrizations.weight_norm(nn.Linear(7, 3))
+
+        def forward(self, x):
+            _, (last, _) = self.read(self.words(x))
+            return Wrapped(logits=self.head(last[-1]))
+
+    model, x = Text(), torch.randint(0, 20, (5, 4))
+    found = take(model, x, "all")
+    with evaluating(model):
+        last = model.read(model.words(x))[1][0][-1]
+    torch.testing.assert_close(found["penultimate"], last)
+    torch.testing.assert_close(found["logits"], model.head(last).detach())
+    torch.testing.assert_close(found["words"], model.words(x).mean(1).detach())
+    weight, _ = classifier_weight(model, plan_layers(model, x))
+    torch.testing.assert_close(weight, model.head.weight.detach())
+    compiled = torch.compile(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), backend="eager")
+    assert plan_layers(compiled, torch.randn(2, 4), "all").names == ["input", "penultimate", "logits"]
+
+
+def test_an_operation_torch_cannot_report_falls_back_on_the_order():
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return 2 * x
+
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.b(Double.apply(torch.relu(self.a(x))))))
+
+    model, x = Hidden(), torch.randn(4, 4)
+    found = take(model, x, "all")
+    assert list(found) == ["input", "a", "penultimate", "logits"]
+    torch.testing.assert_close(found["a"], torch.relu(model.a(x)).detach())
