@@ -15,6 +15,8 @@ from typing import Any
 
 LIBRARIES = ("torch", "numpy", "scipy", "safetensors", "joblib", "matplotlib", "scikit-learn", "torchvision", "mlxtend")
 GIT_SECONDS = 5.0
+# The folders of an absolute path, of one below home or above here, anywhere in a word ("a,/home/ann/b", "folder:/home/ann/x").
+_FOLDERS = re.compile(r"(?<![\w./\\-])(?:~[^/\\,;]*|\.\.|[A-Za-z]:)?[/\\](?:[^/\\,;]*[/\\])*")
 
 
 def environment(device: str | None = None, *, seed: int | None = None, argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -133,20 +135,7 @@ def _torch_state(device: str | None) -> dict[str, Any]:
 
 
 def clean_argv(argv: Sequence[str]) -> list[str]:
-    """Return the command line without folders: paths are reduced to their last part, since folders name people."""
-    cleaned = []
-    for number, word in enumerate(map(str, argv)):
-        head, equals, tail = word.partition("=")
-        if number == 0:
-            name = Path(word).name
-            cleaned.append(Path(word).parent.name if name == "__main__.py" else name)
-        elif equals and head.startswith("--"):
-            cleaned.append(f"{head}={_last_part(tail)}")
-        else:
-            cleaned.append(_last_part(word))
-    return cleaned
-
-
-def _last_part(word: str) -> str:
-    absolute = word.startswith(("/", "~", "..", "\\")) or re.match(r"[A-Za-z]:[\\/]", word)
-    return re.split(r"[\\/]", word.rstrip("\\/"))[-1] if absolute else word
+    """Return the command line without folders: absolute paths are reduced to their last part, since folders name people."""
+    cleaned = [_FOLDERS.sub("", str(word).rstrip("/\\")) for word in argv[1:]]
+    program = Path(argv[0]) if argv else Path("")
+    return [program.parent.name if program.name == "__main__.py" else program.name, *cleaned]
