@@ -321,6 +321,20 @@ def test_coincident_means_have_reasons():
     assert rows["nc1_pinv"]["reason"] == found.reasons["nc1_pinv"]
 
 
+def test_means_that_differ_by_rounding_alone_coincide():
+    """The same rows in other orders: the means differ by float64 rounding, which is no between-class scatter."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((41, 3)) + 0.1
+    orders = [rng.permutation(41) for _ in range(4)]
+    x, y = np.concatenate([rows[order] for order in orders]), np.repeat(np.arange(4), 41)
+    assert 0 < np.ptp(ClassMoments.of(x, y).means, axis=0).max() < 1e-15
+    found = collapse(x, y, reference=ClassMoments.of(x, y))
+    assert found.rank == 0
+    for name in ("nc1_pinv", "nc1_weighted", "nc1_trace", "cdnv", "vci", "nc2_etf_means", "nc1_pinv_strong", "cdnv_strong"):
+        assert np.isnan(found[name]), name
+        assert found.reasons[name]
+
+
 def test_rows_carry_centres():
     x, y, _, _ = sample(13)
     rows = collapse(x, y, reference=ClassMoments.of(x, y)).to_rows()

@@ -28,6 +28,12 @@ def pinv_form(within: np.ndarray, factor: np.ndarray) -> float:
     return float(np.einsum("rp,pq,rq->", factor, within, factor, optimize=True))
 
 
+def centred_rows(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Return rows - centre (K, d); exactly zero where nothing but float64 rounding of the rows is left of all of them."""
+    gaps = rows - centre
+    return gaps if np.linalg.norm(gaps) > 16 * EPS * np.linalg.norm(rows) else np.zeros_like(gaps)
+
+
 def simplex_gram(classes: int) -> np.ndarray:
     """Return the Gram of the simplex ETF with unit Frobenius norm, (I - J/K)/sqrt(K-1)."""
     return (np.eye(classes) - 1.0 / classes) / np.sqrt(classes - 1.0)

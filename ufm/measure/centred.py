@@ -8,6 +8,7 @@ import numpy as np
 
 from ufm.measure.algebra import (
     alignment,
+    centred_rows,
     cosines,
     equiangular,
     equinorm,
@@ -45,7 +46,7 @@ def self_centred(
     centre = means.mean(0)
     put_variability(found, stats)
     put_scatter(found, stats)
-    put_means(found, means - centre)
+    put_means(found, centred_rows(means, centre))
     if classifier is not None:
         put_classifier(found, classifier, means, present.all())
         found.put("nc4_disagreement", stats.nc4_disagreement, PER_SAMPLE)
@@ -68,8 +69,8 @@ def put_variability(found: Found, stats: SplitStatistics) -> None:
     degenerate = bool((counts == 1).all())
     rounding = rounding_variance(moments)
     sample_mean, centre = share @ means, means.mean(0)
-    about_centre = project(means - centre, stats.basis)
-    about_sample = project(means - sample_mean, stats.basis)
+    about_centre = project(centred_rows(means, centre), stats.basis)
+    about_sample = project(centred_rows(means, sample_mean), stats.basis)
     root = np.sqrt(classes)
     frame, found.rank = pinv_factor(about_centre / root)
     forms = {"nc1_pinv": (frame, 1 / classes), "nc1_pinv_sum": (frame, 1.0)}
@@ -116,7 +117,7 @@ def put_scatter(found: Found, stats: SplitStatistics) -> None:
         return
     present = moments.counts > 0
     share = moments.counts[present] / moments.counts.sum()
-    about_sample = moments.means[present] - share @ moments.means[present]
+    about_sample = centred_rows(moments.means[present], share @ moments.means[present])
     rows = about_sample * np.sqrt(share)[:, None]
     within = moments.scatter / moments.counts.sum()
     coincide = not np.abs(rows).any()
@@ -149,7 +150,7 @@ def put_classifier(found: Found, classifier: tuple[np.ndarray, np.ndarray], mean
         for name in (*names, "hardmax_margin"):
             found.put(name, math.nan, PARTIAL)
         return
-    centred = means - centre
+    centred = centred_rows(means, centre)
     target = simplex_gram(len(weight))
     sizes = np.linalg.norm(weight), np.linalg.norm(centred)
     papyan = ((weight / sizes[0] - centred / sizes[1]) ** 2).sum() if min(sizes) > 0 else math.nan

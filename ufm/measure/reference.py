@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ufm.errors import RequestError
-from ufm.measure.algebra import pair_distances, pinv_factor
+from ufm.measure.algebra import centred_rows, pair_distances, pinv_factor
 from ufm.measure.arrays import block_dtype, working_dtype
 from ufm.measure.blocks import class_counts, class_sums, residual_blocks
 from ufm.measure.centred import COINCIDE, pair_mean, rounding_variance
@@ -46,6 +46,7 @@ def train_centred(
     means = reference.means
     basis = means_basis(means[known])
     reduced = project(means - means[known].mean(0), basis)
+    reduced[known] = project(centred_rows(means[known], means[known].mean(0)), basis)
     factor, found.rank = pinv_factor(reduced[known] / np.sqrt(known.sum()))
     sums, scatter = _sums(features, labels, means, known, basis, factor)
     size, classes = len(labels), int(known.sum())
