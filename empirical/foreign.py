@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from empirical.epoch import layer_rows
-from empirical.store import SHARE, free_memory
+from empirical.store import SHARE, check_classes, free_memory
 from empirical.tensors import head_arrays, layer_tensors
 from ufm.errors import RequestError
 from ufm.tables import suggest
@@ -239,8 +239,7 @@ def _classes(path: Path, labels: Mapping[str, Tensor], asked: int | None, weight
         bad = int(y.min()) if int(y.min()) < 0 else int(y.max())
         if bad < 0 or bad >= total:
             raise RequestError(f"{path}: {split}/labels holds {bad}; labels must be 0..{total - 1} for {total} classes")
-    if total > 1_000_000:
-        raise RequestError(f"{path}: {total} classes; renumber the labels 0..K-1")
+    check_classes(total)
     seen = torch.unique(labels["train"])
     if len(seen) < 2:
         raise RequestError(f"{path}: train/labels holds one class only; the geometry of class means needs two or more")

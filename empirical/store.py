@@ -22,6 +22,7 @@ from ufm.errors import RequestError, RunError
 Batches = Split | Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 SHARE = 0.8  # of the free memory that stored features may take
+PAIR_MATRICES = 6  # of size K x K, held at once by the measures: Grams, cosines, distances
 CPU_CONV_BATCH = 128  # larger batches of maps leave the cache of a CPU: 1000 takes twice as long
 
 
@@ -54,8 +55,9 @@ def collect(
         RunError: a feature or logit is not finite.
     """
     mean_loss = loss or F.cross_entropy
+    check_classes(plan.outputs)
     check_memory(plan, length(data), device, network_dtype(model).itemsize)
-    store = _Store(plan)
+    store = _Store(plan, device)
     labels, predicted, total = [], [], 0.0
     batch_size = _batch_size(model, device, batch_size)
     with undisturbed(data), evaluating(model), full_float32(), Taps(model, plan, store.add) as taps:
@@ -78,11 +80,18 @@ def collect(
 class _Store:
     """Chunks of each layer's features. A chunk that shares memory with an activation is copied before it is overwritten."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, device: torch.device) -> None:
         self.chunks: dict[str, list[Tensor]] = {name: [] for name in plan.names}
+        self.device, self.held, self.look = device, 0, 2**30
 
     def add(self, layer: Layer, raw: Tensor) -> None:
         features = pooled(raw, layer.pooling)
+        self.held += features.nbytes
+        if self.held > self.look:  # data of unknown length: stop before the machine does
+            free, self.look = free_memory(self.device), 2 * self.look
+            if free is not None and self.held > SHARE * free:
+                have = f"{self.held / 2**30:.1f} GiB of features are held and {free / 2**30:.1f} GiB are left"
+                raise RequestError(f"{have}; name fewer layers or leave ':flat' out")
         shared = features.untyped_storage().data_ptr() == raw.untyped_storage().data_ptr()
         self.chunks[layer.name].append(features.clone() if shared else features)
 
@@ -206,6 +215,16 @@ def check_memory(plan: Plan, samples: int | None, device: torch.device, itemsize
         raise RequestError(
             f"features of {len(plan.layers)} layers x {samples} samples take about {need / 2**30:.1f} GiB, "
             f"{free / 2**30:.1f} GiB are free; name fewer layers or leave ':flat' out"
+        )
+
+
+def check_classes(classes: int) -> None:
+    """Refuse, with the estimate, a number of classes whose K x K matrices would not fit."""
+    need, free = PAIR_MATRICES * 8 * classes**2, free_memory(torch.device("cpu"))
+    if free is not None and need > SHARE * free:
+        raise RequestError(
+            f"{classes} classes need about {need / 2**30:.1f} GiB for matrices of class pairs, {free / 2**30:.1f} GiB are free; "
+            "renumber the labels 0..K-1 or measure fewer classes"
         )
 
 

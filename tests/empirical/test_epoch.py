@@ -304,9 +304,25 @@ def test_a_dead_layer_gives_reasons_not_an_error(setup):
 
 def test_features_that_do_not_fit_are_refused_with_the_estimate(setup, monkeypatch):
     model, train, test = setup
-    monkeypatch.setattr(store, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(store, "free_memory", lambda device: 900)
+    with pytest.raises(RequestError, match="classes need about"):
+        empirical.measure(model, loader(train), loader(test))
+    monkeypatch.setattr(store, "free_memory", lambda device: 10_000)
     with pytest.raises(RequestError, match="layers x 110 samples take about"):
         empirical.measure(model, loader(train), loader(test))
+    monkeypatch.setattr(store._Store, "__init__", small_store(store._Store.__init__))
+    with pytest.raises(RequestError, match="GiB of features are held"):  # a list does not say how long it is
+        empirical.measure(model, list(loader(train)), [test])
+
+
+def small_store(begin):
+    """A store that looks at the memory after 8000 bytes instead of a gibibyte."""
+
+    def started(self, *arguments):
+        begin(self, *arguments)
+        self.look = 8000
+
+    return started
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")

@@ -166,6 +166,10 @@ WRONG = {
     "label count": (changed(train__labels=lambda y: y[1:]), "one per sample"),
     "float labels": (changed(train__labels=lambda y: y * 1.0), "labels are integers"),
     "one-hot labels": (changed(train__labels=lambda y: np.eye(10, dtype=int)[y]), "train/labels has shape"),
+    "labels far apart": (
+        {k: v for k, v in changed(train__labels=lambda y: y + 2**40).items() if k not in ("weight", "bias")},
+        "classes need about",
+    ),
     "negative label": (changed(train__labels=lambda y: y - 1), "holds -1"),
     "label too large": (changed(test__labels=lambda y: y + 1), "holds 10"),
     "one class": (changed(train__labels=lambda y: 0 * y), "one class only"),
