@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Targets:
     """Target columns of a batch, and where their largest entries (the pivots) are."""
 
-    rows: Tensor  # (B, K, T): q for cross-entropies, y for squared error
+    rows: Tensor  # (B, K, T), or (1, K, T) for all: q for cross-entropies, y for squared error
     mass: Tensor  # (B, 1, T): the sums of q
     pivot: Tensor  # (B, 1, T): index of the largest entry of every column
     diagonal: bool  # column t belongs to class t (hard or smoothed labels, T = K)
@@ -33,7 +33,8 @@ class Targets:
     def select(self, index: Tensor) -> Targets:
         """Return the targets of some of the problems."""
         parameter = None if self.parameter is None else self.parameter[index]
-        return replace(self, rows=self.rows[index], mass=self.mass[index], pivot=self.pivot[index], parameter=parameter)
+        rows = self.rows if len(self.rows) == 1 else self.rows[index]
+        return replace(self, rows=rows, mass=self.mass[index], pivot=self.pivot[index], parameter=parameter)
 
     def own(self, x: Tensor) -> Tensor:
         """Return the entries of x (B, K, T) at the pivots, (B, T); a view where columns are diagonal."""

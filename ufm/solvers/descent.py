@@ -113,11 +113,13 @@ class System:
             return torch.as_tensor(np.ascontiguousarray(array, dtype=np.float64), device=device)
 
         mass = rows.sum(1, keepdims=True)
+        if (rows == rows[:1]).all():
+            rows = rows[:1]
         gamma = tensor(np.array([[p.focal_gamma] for p in problems])) if first.loss == "focal" else None
         self.targets = Targets(
             tensor(rows),
             tensor(mass),
-            torch.as_tensor(rows.argmax(1)[:, None], device=device),
+            torch.as_tensor(np.broadcast_to(rows.argmax(1)[:, None], mass.shape).copy(), device=device),
             diagonal=False,
             hard=first.targets is None and first.loss != "smoothing",
             parameter=gamma,
@@ -185,7 +187,7 @@ class Walk:
     system: System
     parts: list[Tensor]  # U, X, b
     lr: float
-    memory: list[list[Tensor]]  # velocities; first and second moments of Adam
+    memory: list[list[Tensor]]  # momentum: the point before; Adam: first and second moments
     count: int = 0
 
     def step(self) -> None:
@@ -196,25 +198,28 @@ class Walk:
         if self.method == "adam":
             self._adam()
         else:
-            r = s.residual(u, x, b).mul_(s.rate)
-            into = self.parts if self.method == "gd" else self.memory[0]
-            rate, keep = (-self.lr, 1.0) if self.method == "gd" else (1.0, MOMENTUM)
-            # Both gradients are of the old point: U's is made before X moves, X's uses the U that has not moved yet.
-            gu = torch.bmm(r, x.mT)
-            if s.on is not None:
-                gb = (r * s.on).sum(2, keepdim=True).add_(s.lambda_b * b)
-            if self.method == "gd":
-                x.mul_(1.0 - self.lr * s.lambda_h).baddbmm_(u.mT, r, alpha=rate)
-                u.mul_(1.0 - self.lr * s.lambda_w).add_(gu, alpha=rate)
+            r, factor = s.residual(u, x, b), 1.0
+            if isinstance(s.rate, float):  # folded into the products
+                factor = s.rate
             else:
-                into[1].mul_(keep).addcmul_(x, s.lambda_h).baddbmm_(u.mT, r)
-                into[0].mul_(keep).addcmul_(u, s.lambda_w).add_(gu)
-                x.add_(into[1], alpha=-self.lr)
-                u.add_(into[0], alpha=-self.lr)
-            if s.on is not None:
-                if self.method == "momentum":
-                    gb = into[2].mul_(keep).add_(gb)
-                b.add_(gb, alpha=-self.lr)
+                r.mul_(s.rate)
+            gb = None if s.on is None else (r * s.on).sum(2, keepdim=True).mul_(factor).add_(s.lambda_b * b)
+            if self.method == "gd":
+                old = u.clone()  # both gradients are of the old point
+                u.mul_(1.0 - self.lr * s.lambda_w).baddbmm_(r, x.mT, alpha=-self.lr * factor)
+                x.mul_(1.0 - self.lr * s.lambda_h).baddbmm_(old.mT, r, alpha=-self.lr * factor)
+                if gb is not None:
+                    b.add_(gb, alpha=-self.lr)
+            else:  # x+ = x + mu (x - x-) - lr grad, written over x-: two passes over the features, not four
+                before, keep = self.memory[0], 1.0 + MOMENTUM
+                before[0].baddbmm_(r, x.mT, beta=-MOMENTUM, alpha=-self.lr * factor)
+                before[0].addcmul_(u, keep - self.lr * s.lambda_w)
+                before[1].baddbmm_(u.mT, r, beta=-MOMENTUM, alpha=-self.lr * factor)
+                before[1].addcmul_(x, keep - self.lr * s.lambda_h)
+                if gb is not None:
+                    before[2].mul_(-MOMENTUM).add_(b, alpha=keep).add_(gb, alpha=-self.lr)
+                self.parts, self.memory[0] = before, self.parts
+                u, x, b = self.parts
         if s.nonnegative:
             x.clamp_min_(0.0)
 
@@ -235,8 +240,12 @@ class Walk:
 
 def walk(method: str, system: System, parts: list[Tensor], lr: float) -> Walk:
     """Return a walk at its start."""
-    slots = {"gd": 0, "momentum": 1, "adam": 2}[method]
-    return Walk(method, system, parts, lr, [[torch.zeros_like(t) for t in parts] for _ in range(slots)])
+    memory = {
+        "gd": [],
+        "momentum": [[t.clone() for t in parts]],
+        "adam": [[torch.zeros_like(t) for t in parts] for _ in range(2)],
+    }
+    return Walk(method, system, parts, lr, memory[method])
 
 
 def solve_paths(
