@@ -124,7 +124,7 @@ def _cost(spec: Single) -> Cost:
     T = float(len(_rows_of(spec) or ())) or K
     n = float(sum(spec.counts)) if spec.counts is not None else K * spec.per_class
     if spec.method in ("gd", "momentum", "adam", "scipy") or (spec.method == "flow" and spec.loss != "mse"):
-        numbers = 8 * (K + n) * d + 6 * n * K
+        numbers = 8 * (K + n) * d + 6 * n * K + (60 * (K + n) * d if spec.trajectory else 0)  # about 60 snapshots
         step, steps = 12 * n * K * d, float(spec.steps or 1000)
     else:
         numbers = (K + T) * min(d, K + 1) * (2 * MEMORY_OF_LBFGS + 12) + 14 * K * T + 2 * (K + T) * d

@@ -19,6 +19,8 @@ from ufm.solvers import SOLVERS
 from ufm.systems import Task
 from ufm.systems.single import Single, problem_of
 from ufm.systems.targets import read_targets
+from ufm.systems.trajectory import follow_many
+from ufm.systems.trajectory import record_of as record_of_path
 
 # What a solution on class means can be asked; the ranks and vci need a d x d product and say nothing new of K means.
 MEASURED = (
@@ -62,23 +64,22 @@ def simulate(tasks: Sequence[Task], device: str) -> list[dict[str, Any]]:
     problems = [problem_of_task(task.spec) for task in tasks]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, (spec, _) in enumerate(tasks):
-        groups.setdefault((spec.method, spec.steps, spec.tol, spec.lr), []).append(i)
+        groups.setdefault((spec.trajectory, spec.method, spec.steps, spec.tol, spec.lr), []).append(i)
     rows: list[dict[str, Any]] = [{}] * len(tasks)
     predictions: dict[Problem, Prediction] = {}
-    for (method, steps, tol, lr), members in groups.items():
-        solutions = solve_many(
-            [problems[i] for i in members],
-            method=method,
-            seeds=[tasks[i].seed for i in members],
-            steps=steps,
-            tol=tol,
-            lr=lr,
-            device=device,
-        )
-        for i, solution in zip(members, solutions, strict=True):
+    for (trajectory, method, steps, tol, lr), members in groups.items():
+        settings = {"method": method, "steps": steps, "tol": tol, "lr": lr, "device": device}
+        chosen, seeds = [problems[i] for i in members], [tasks[i].seed for i in members]
+        if trajectory:
+            found = follow_many(chosen, seeds, **settings)
+        else:
+            found = [(solution, None) for solution in solve_many(chosen, seeds=seeds, **settings)]
+        for i, (solution, path) in zip(members, found, strict=True):
             if problems[i] not in predictions:
                 predictions[problems[i]] = predict_problem(problems[i])
             rows[i] = row_of(solution, predictions[problems[i]])
+            if path is not None:
+                rows[i]["trajectory"] = record_of_path(path, problems[i], predictions[problems[i]])
     return rows
 
 

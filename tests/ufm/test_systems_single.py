@@ -1,0 +1,170 @@
+import math
+
+import numpy as np
+import pytest
+
+from ufm.errors import RequestError
+from ufm.problem import Problem
+from ufm.solution import Status
+from ufm.systems import SYSTEMS, Cost, Task, single, single_run, trajectory
+from ufm.systems.single import Single, check, class_counts, problem_of
+from ufm.tables import load, resolve_target
+
+SMALL = {"classes": 3, "dim": 4, "per_class": 5}
+
+
+def spec(**values):
+    return Single(**{**SMALL, **values})
+
+
+@pytest.mark.parametrize(
+    "values, counts",
+    [
+        ({}, 5),
+        ({"counts": (5, 4, 3)}, (5, 4, 3)),
+        ({"per_class": 100, "imbalance": 10.0, "minority": 1}, (100, 100, 10)),
+        ({"per_class": 100, "imbalance": 10.0}, (100, 100, 10)),  # K // 2 = 1
+        ({"per_class": 100, "imbalance": 3.0, "minority": 2}, (100, 33, 33)),
+        ({"imbalance": 1.0, "minority": 2}, 5),
+    ],
+)
+def test_counts(values, counts):
+    assert class_counts(spec(**values)) == counts
+
+
+def test_an_imbalance_that_leaves_nothing_is_refused():
+    with pytest.raises(RequestError, match="leaves no sample"):
+        class_counts(spec(imbalance=11.0))
+
+
+def test_every_option_reaches_the_problem():
+    values = {
+        "counts": (5, 4, 3),
+        "loss": "focal",
+        "focal_gamma": 3.0,
+        "smoothing": 0.2,
+        "lambda_w": 1e-3,
+        "lambda_h": 2e-3,
+        "lambda_b": 0.1,
+        "bias": "ridge",
+        "features": "nonnegative",
+        "logit_scale": (1.0, 2.0, 3.0),
+        "logit_offset": (0.0, -1.0, 1.0),
+        "class_weights": (1.0, 2.0, 1.0),
+        "temperature": 0.5,
+        "energy_w": 2.0,
+        "energy_h": 3.0,
+    }
+    problem = problem_of(spec(**values))
+    assert all(getattr(problem, name) == value for name, value in values.items())
+    assert problem == Problem(3, 4, **values)
+
+
+def test_cost_grows_with_the_problem_and_paths_cost_more():
+    small, large, path = check(spec()), check(spec(classes=300, dim=500)), check(spec(per_class=5000, method="gd"))
+    assert isinstance(small, Cost) and small.memory < large.memory and small.seconds < large.seconds
+    assert path.memory > check(spec(per_class=5000)).memory
+    assert check(spec(classes=10**9)).memory > 1e18  # answered without building anything of that size
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_declares_what_the_commands_need(name):
+    system = load(SYSTEMS, name, "system")
+    assert system.name == name and len(system.examples) == 2
+    for target in (system.check, system.simulate, system.predict):
+        assert callable(resolve_target(target))
+    cost = resolve_target(system.check)(system.spec())
+    assert cost.seconds > 0 and cost.memory > 0
+
+
+def test_a_row_is_the_solution_beside_its_prediction():
+    import ufm
+
+    row = single_run.simulate([Task(spec(lambda_w=1e-3, lambda_h=2e-3), 4)], "cpu")[0]
+    s = ufm.solve(Problem(3, 4, 5, lambda_w=1e-3, lambda_h=2e-3), seed=4)
+    c = 3 * math.sqrt(5 * 1e-3 * 2e-3)  # K s; the closed form of balanced cross-entropy, theory of Zhu et al. 2021
+    closed = -math.log(1 - 2 * c / 3) + 2 * c / 3 * math.log(3 / c - 2)
+    assert row["loss"] == s.loss == pytest.approx(closed, rel=1e-12) and row["predicted"] == pytest.approx(closed, rel=1e-12)
+    assert row["status"] == Status.CONVERGED.value and row["prediction"]["reference"] == "zhu2021"
+    assert row["measures"]["nc1_pinv"] == 0 and row["flags"]["nc1_pinv"] == "degenerate"
+    assert row["measures"]["nc2_etf_means"] < 1e-7 and row["measures"]["nc3_cosine"] < 1e-13
+
+
+def test_seeds_and_methods_of_one_batch_keep_their_order():
+    tasks = [Task(spec(lambda_w=w, method=m), s) for w in (1e-3, 1e-2) for m in ("lbfgs", "newton") for s in (0, 1)]
+    rows = single_run.simulate(tasks, "cpu")
+    assert [row["method"] for row in rows] == [task.spec.method for task in tasks]
+    for row, other in zip(rows[:4], rows[4:], strict=True):
+        assert row["loss"] < other["loss"]
+
+
+def test_soft_targets_have_no_class_measures(tmp_path):
+    from dataclasses import fields
+
+    from ufm.spec import read_value
+
+    file = tmp_path / "t.json"
+    file.write_text("[[0.5, 0.5, 0], [0, 0.5, 0.5]]")
+    field = {f.name: f for f in fields(Single)}["targets"]
+    row = single_run.simulate([Task(spec(targets=read_value(field, str(file))), 0)], "cpu")[0]
+    assert row["status"] == Status.CONVERGED.value and set(row["measures"].values()) == {None}
+    assert "soft" in row["reasons"]["nc1_pinv"]
+    file.write_text("[[1, 0, 0], [0, 0.5, 0.5]]")
+    single_run.read_targets.cache_clear()
+    with pytest.raises(RequestError, match="changed while the sweep ran"):
+        single_run.simulate([Task(spec(targets=read_value(field, str(file))._replace(sha256="0" * 64)), 0)], "cpu")
+
+
+# --- trajectories --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 10, 1000, 12345])
+def test_log_spaced_steps(last):
+    steps = trajectory.log_spaced(last)
+    assert steps[0] == 0 and steps[-1] == last and steps == sorted(set(steps)) and len(steps) <= 8 * math.log10(last + 1) + 3
+
+
+@pytest.mark.parametrize("method", single.PATHS)
+def test_a_trajectory_ends_at_the_solution(method):
+    row = single_run.simulate([Task(spec(method=method, trajectory=True, lr=0.05, steps=200), 1)], "cpu")[0]
+    path = row["trajectory"]
+    assert path["step"][0] == 0 and path["step"][-1] == 200 and len({len(column) for column in path.values()}) == 1
+    assert path["loss"][-1] == pytest.approx(row["loss"], rel=1e-12)
+    for name in ("nc1_pinv", "nc2_etf_means", "nc3_cosine", "nc2_to_prediction"):
+        assert path[name][-1] == pytest.approx(row["measures"][name], rel=1e-9)
+    if method in ("gd", "flow"):
+        assert np.all(np.diff(path["loss"]) < 0)
+    assert path["nc1_pinv"][0] > path["nc1_pinv"][-1] > 0
+
+
+def test_gradient_descent_follows_the_plain_loop():
+    """Independent: autograd on all samples from the same start."""
+    import torch
+
+    from ufm.solvers.descent import start
+
+    problem = problem_of(spec())
+    weight, features = (torch.tensor(a, requires_grad=True) for a in start(problem, 1, False))
+    labels = torch.arange(3).repeat_interleave(5)
+
+    def f():
+        data = torch.nn.functional.cross_entropy((weight @ features).T, labels)
+        return data + 2.5e-4 * weight.square().sum() + 2.5e-4 * features.square().sum()
+
+    losses = [f().item()]
+    for _ in range(100):
+        f().backward()
+        with torch.no_grad():
+            for x in (weight, features):
+                x -= 0.05 * x.grad
+                x.grad = None
+        losses.append(f().item())
+    path = single_run.simulate([Task(spec(method="gd", trajectory=True, lr=0.05, steps=100), 1)], "cpu")[0]["trajectory"]
+    assert path["loss"] == pytest.approx([losses[int(step)] for step in path["step"]], rel=1e-11)
+
+
+def test_a_trajectory_that_diverges_is_null_and_says_so():
+    row = single_run.simulate([Task(spec(method="gd", trajectory=True, lr=1e6, steps=100), 0)], "cpu")[0]
+    assert row["status"] == Status.DIVERGED.value
+    assert all(v is None for v in row["measures"].values()) and "not finite" in row["reasons"]["nc1_pinv"]
+    assert not math.isfinite(row["trajectory"]["loss"][-1]) and math.isnan(row["trajectory"]["nc1_pinv"][-1])
