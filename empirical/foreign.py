@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -278,9 +278,9 @@ def with_ood(foreign: Foreign, path: str | Path) -> Foreign:
 
 
 def measure_foreign(
-    foreign: Foreign, device: str, *, match_counts: bool = False, seed: int = 0
+    foreign: Foreign, device: str, *, match_counts: bool = False, seed: int = 0, report: Callable[[], None] = lambda: None
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Return the rows and the arrays of a run, the same kinds as of a training."""
+    """Return the rows and the arrays of a run, the same kinds as of a training; `report` is called twice per layer."""
     where = torch.device(device)
     weight, bias = (None if t is None else t.to(where) for t in (foreign.weight, foreign.bias))
     labels = [y.to(where) for y in (foreign.train_labels, foreign.test_labels)]
@@ -300,7 +300,9 @@ def measure_foreign(
             seed=seed,
             ood=foreign.ood.get(name),
         )
+        report()
         arrays.update({f"{name}/{k}": v for k, v in layer_tensors(train, test, foreign.classes, products=last).items()})
+        report()
         if last:
             guesses = {}
             for split, (x, y) in (("train", train), ("test", test)):

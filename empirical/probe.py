@@ -140,11 +140,10 @@ def _vote(x: Tensor, y: Tensor, queries: Tensor, classes: int, leave_out: bool) 
             rows = torch.arange(len(apart), device=x.device)
             apart[rows, start + rows] = torch.inf
         near = y[apart.topk(count, largest=False).indices]  # nearest first
-        votes = torch.zeros(len(near), classes, dtype=torch.float64, device=x.device)
-        votes.scatter_add_(1, near, torch.ones_like(near, dtype=torch.float64))
-        # a vote more always outweighs being nearer
-        closeness = torch.arange(count, 0, -1, dtype=torch.float64, device=x.device) / (count + 1)
-        bonus = torch.zeros_like(votes).scatter_reduce_(1, near, closeness.expand_as(near).contiguous(), "amax")
+        votes = F.one_hot(near, classes).sum(1).double()
+        bonus = torch.zeros_like(votes)
+        for place in reversed(range(count)):  # the nearest of a class writes last; less than one vote in all
+            bonus.scatter_(1, near[:, place : place + 1], (count - place) / (count + 1))
         guesses.append((votes + bonus).argmax(1))
     return torch.cat(guesses)
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ufm import spec
-from ufm.console import examples, print_json, print_table, say
+from ufm.console import examples, print_json, print_table, progress, say
 from ufm.errors import RequestError
 from ufm.spec import option
 
@@ -73,7 +73,10 @@ def measure_file(request: MeasureRequest) -> tuple[Any, list[dict[str, Any]]]:
     data = foreign.read_features(request.features, request.classes)
     if request.ood is not None:
         data = foreign.with_ood(data, request.ood)
-    measured, arrays = foreign.measure_foreign(data, device, match_counts=request.match_counts, seed=request.seed)
+    with progress(2 * len(data.layers), "half layer") as shown:
+        measured, arrays = foreign.measure_foreign(
+            data, device, match_counts=request.match_counts, seed=request.seed, report=shown.advance
+        )
     rows = [{"seed": request.seed, "epoch": request.epoch, "step": None, **row} for row in measured]
     setting = {"study": "measure", **foreign.summary(data), "match_counts": request.match_counts, "epoch": request.epoch}
     with Run.create(
