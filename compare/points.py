@@ -82,6 +82,15 @@ def _data(cell: Cell, seed: int) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def classifier_shape(cell: Cell) -> tuple[int, int] | None:
+    """Return (K, d) of the classifier of the first seed that kept it, None where none did."""
+    for seed in cell.seeds:
+        weight = arrays_of(seed_folder(cell, seed)).get("weight")
+        if weight is not None and weight.ndim == 2:
+            return int(weight.shape[0]), int(weight.shape[1])
+    return None
+
+
 def sample_size(cell: Cell, seeds: tuple[int, ...]) -> int:
     """Return the number of test points, as the first seed's result or kept points say; 0 where neither does."""
     for seed in seeds:

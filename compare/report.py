@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare import pair, points
+from compare import calibrate, pair, points
 from compare.judging import Judged
-from compare.pictures import Picture
+from compare.pictures import MOST_CELLS, Picture
 from compare.rows import Cell, Table
 from compare.verdict import AGREES, DEVIATES, NOT_RUN, UNDECIDED, Verdict, expected, summary
 from ufm.console import format_number, plain, safe_text
@@ -23,6 +23,7 @@ from ufm.errors import RequestError
 from ufm.files import atomic_write
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+MOST_DETAILS = 60  # claims explained one by one; of more, only those that do not agree
 MARKS = {AGREES: "\u2713", DEVIATES: "\u2717", UNDECIDED: "?", NOT_RUN: "\u2013"}  # a word and a sign, never a colour alone
 STYLE = """
 :root { color-scheme: light; }
@@ -93,6 +94,7 @@ def render(
         *(_verdict_section(one) for one in judged),
         _figures(pictures),
         _test_theory(table),
+        _calibration(table),
         _methods(judged),
         _references(judged, verdicts),
         _provenance(source or {}),
@@ -171,11 +173,16 @@ def _verdict_section(one: Judged) -> str:
         where = f'<br><span class="small">{_e(v.cell)}</span>' if several and v.cell else ""
         shown = [_e(_measured(v)), _e(_interval(v)), _m(expected(v.claim)), str(len(v.seeds))]
         rows.append([_m(v.claim.text) + where, _mark(v.verdict), *shown, _control_mark(v)])
+    detailed = (
+        one.verdicts if len(one.verdicts) <= MOST_DETAILS else [v for v in one.verdicts if v.verdict != AGREES][:MOST_DETAILS]
+    )
+    more = "" if detailed is one.verdicts else f'\n<p class="small">Details of {len(detailed)} of {len(one.verdicts)} claims.</p>'
     return (
         f"<h2>Verdicts: {_e(one.title)}</h2>\n{_table(columns, rows)}\n"
         '<p class="small">A control is the same claim where it must fail; a claim agrees only if its control deviates. '
         "For a bound or an identity the columns give the worst point and the range over all measured points.</p>\n"
-        + "\n".join(_verdict_details(v) for v in one.verdicts)
+        + "\n".join(_verdict_details(v) for v in detailed)
+        + more
     )
 
 
@@ -238,8 +245,8 @@ def _figures(pictures: Sequence[Picture]) -> str:
 def _test_theory(table: Table) -> str:
     """What theory says of the last state's test features, beside what was measured, setting by setting."""
     parts = []
-    for name, cell in table.cells.items():
-        rows = _test_rows(table.of_cell(name), cell) if "#" not in name else []
+    for name, part in table.by_cell(_trainings(table)[:MOST_CELLS]).items():
+        rows = _test_rows(part, table.cells[name])
         if rows:
             columns = [("What theory says of NC1_test", "t"), ("Value", "n"), ("Interval", "n"), ("Under the assumption", "t")]
             parts.append(f"<h3>{_e(name)}</h3>\n{_table(columns, rows)}")
@@ -293,6 +300,39 @@ def _moment_rows(cell: Cell) -> list[tuple[str, str, str, str]]:
     note = f"Gaussian test features with the measured class means and covariances, seed {cell.seeds[0]}"
     rest = f"{note}; measured error {format_number(measured)}"
     return [("error predicted from the test moments", format_number(predicted.gaussian), bounds, _e(rest))]
+
+
+def _trainings(table: Table) -> list[str]:
+    return [name for name in table.cells if "#" not in name]
+
+
+def _calibration(table: Table) -> str:
+    """What the unconstrained-features model predicts at the network's own regularisation, beside what was measured."""
+    parts = []
+    for name in _trainings(table)[:MOST_CELLS]:
+        made = [one for one in calibrate.calibrations(table, name) if one.applies]
+        if not made:
+            continue
+        rows = []
+        for quantity in calibrate.QUANTITIES:
+            pairs = [one.values[quantity] for one in made if one.values]
+            predicted, measured = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+            ratio = format_number(measured / predicted) if predicted else "\u2013"
+            rows.append((_e(quantity), format_number(predicted), format_number(measured), ratio))
+        columns = [("Quantity", "t"), ("Predicted", "n"), ("Measured", "n"), ("Measured / predicted", "n")]
+        caveats = list(dict.fromkeys(c for one in made for c in one.caveats))
+        price = sum(one.c for one in made) / len(made)
+        note = f"Structure {made[0].structure}, c = {format_number(price)}, means over {len(made)} seeds."
+        note = " ".join([note, *map(_sentence, caveats)])
+        parts.append(f'<h3>{_e(name)}</h3>\n{_table(columns, rows)}\n<p class="small">{_e(note)}</p>')
+    if not parts:
+        return ""
+    intro = (
+        "A network decays its weights, not its features. At an optimum of the unconstrained-features model the two penalties "
+        "balance, so the measured norms of classifier and features give the features' decay, and with it the predicted "
+        "logits, loss and norms. Nothing is fitted. The logit gap is the own logit minus the mean of the others."
+    )
+    return f"<h2>At the network's own regularisation</h2>\n<p>{_e(intro)}</p>\n" + "\n".join(parts)
 
 
 # --- methods, references, provenance, what is missing ---------------------------------------------------------------

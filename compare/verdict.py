@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compare import points, statistics
+from compare import nulls, points, statistics
 from compare.papers import Claim, Paper, Quantity
 from compare.rows import Table
 from ufm.console import format_number
@@ -121,7 +121,7 @@ def _against_null(table: Table, made: Verdict, seeds: Collection[int] | None) ->
     claim = made.claim
     if claim.null is None:
         return dataclasses.replace(made, reason=f"{made.reason}; no null distribution exists for it")
-    null = [abs(v - claim.predicted) for v in per_seed(table, claim.value.changed(claim.null), seeds).values()]
+    null = [abs(v - claim.predicted) for v in _null_values(table, claim, seeds)]
     if len(null) < claim.seeds_needed:
         return dataclasses.replace(made, verdict=UNDECIDED, reason=f"{made.reason}; its null was not measured")
     quantile = statistics.lower_quantile(null)
@@ -132,6 +132,16 @@ def _against_null(table: Table, made: Verdict, seeds: Collection[int] | None) ->
         )
         return dataclasses.replace(made, verdict=UNDECIDED, reason=reason)
     return dataclasses.replace(made, reason=f"{made.reason}; the null's 1 % quantile is {quantile:.3g}")
+
+
+def _null_values(table: Table, claim: Claim, seeds: Collection[int] | None) -> Sequence[float]:
+    """Return what the quantity is where nothing is to be found: measured elsewhere, or of random Gaussian class means."""
+    change = claim.null or {}
+    if change.get("random") != "gaussian_means":
+        return list(per_seed(table, claim.value.changed(change), seeds).values())
+    cell = next(iter(table.cells.values())) if len(table.cells) == 1 else None
+    shape = points.classifier_shape(cell) if cell else None
+    return nulls.gaussian_means(claim.value.measure, *shape) if shape else []
 
 
 def _ratio(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verdict:
@@ -324,7 +334,7 @@ def judge(
     """
     registered = set(paper.scale(scale).seeds) if scale else None
     matched = match_cells(table, paper, scale) if cells is None else cells
-    parts = {name: table.of_cell(name) for names in matched.values() for name in names}
+    parts = table.by_cell([name for names in matched.values() for name in names])
     others = {key: parts[names[0]] for key, names in matched.items() if names}
     verdicts = []
     for claim in paper.claims:

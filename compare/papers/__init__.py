@@ -60,7 +60,8 @@ class Claim:
     """A statement that a measurement can contradict, written down before the measurement.
 
     kind "equivalence": `value` lies within `predicted` +- `tolerance` (two one-sided tests over seeds); `null` changes the
-    quantity into one where nothing is to be found, and the tolerance must be at most a third of its 1 % quantile.
+    quantity into one where nothing is to be found (another epoch or cell, or random = "gaussian_means"), and the tolerance must
+    be at most a third of its 1 % quantile.
     kind "ratio": `value` / `over` is at least `least` in the geometric mean (one-sided test) and `least_each` in every seed.
     kind "bound": `value` >= `over` at every measured point. kind "identity": `value` = the sum of `terms` at every point.
     `control` changes quantities (by epoch, split, ...) or the claim's numbers into a case that must deviate.

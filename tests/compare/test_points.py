@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from synthetic_runs import write_training
+
+from compare import points
+from compare.load import load
+from compare.rows import Cell
+
+
+def arrays_of_gaussian_features(seed=0, K=4, d=6, n=4000, spread=0.5):
+    """The arrays a run keeps, computed here from drawn test features, and the features' measured error."""
+    rng = np.random.default_rng(seed)
+    train = rng.standard_normal((K, d))
+    centred = train - train.mean(0)
+    basis = np.linalg.svd(centred, full_matrices=False)[2][: K - 1]
+    labels = np.repeat(np.arange(K), n)
+    features = train[labels] + spread * rng.standard_normal((K * n, d))
+    means = np.array([features[labels == k].mean(0) for k in range(K)])
+    within = np.array([np.cov((features[labels == k] @ basis.T).T, bias=True) for k in range(K)])
+    nearest = np.argmin(((features[:, None] - train) ** 2).sum(-1), axis=1)
+    arrays = {"basis": basis, "train/means": train, "test/means": means, "test/within_class": within,
+              "test/ncc_correct": (nearest == labels).astype(np.uint8), "test/counts": np.full(K, n)}  # fmt: skip
+    return {f"penultimate/{name}": value for name, value in arrays.items()}, float(np.mean(nearest != labels))
+
+
+def test_the_moments_of_gaussian_features_predict_their_error(tmp_path):
+    arrays, error = arrays_of_gaussian_features()
+    folder = write_training(tmp_path, seeds=[0], tensors=arrays)
+    predicted, measured = points.moment_error(load(folder).cells[folder.name], 0)
+    assert measured == pytest.approx(error) and error > 0.01
+    assert predicted.gaussian == pytest.approx(error, rel=0.05)
+    assert predicted.gaussian <= predicted.union and error <= predicted.cantelli
+
+
+def test_without_arrays_there_is_no_prediction_and_no_error_over_points(tmp_path):
+    folder = write_training(tmp_path, seeds=[0])
+    cell = load(folder).cells[folder.name]
+    assert points.moment_error(cell, 0) is None and points.arrays_of(points.seed_folder(cell, 0)) == {}
+    assert points.classifier_shape(cell) is None and points.sample_size(cell, (0,)) == 0 and points.classes_of(cell, (0,)) is None
+
+
+def test_damaged_arrays_are_left_out(tmp_path):
+    folder = write_training(tmp_path, seeds=[0], tensors={"weight": np.eye(3)})
+    path = folder / "seed-0" / "tensors.safetensors"
+    cell = load(folder).cells[folder.name]
+    assert points.classifier_shape(cell) == (3, 3)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert points.classifier_shape(cell) is None
+
+
+def test_the_result_says_how_many_test_points_and_classes_there_were():
+    cell = Cell("c", "collapse", "nowhere", {}, {}, (0,), {0: {"data": {"test": 797, "counts": [100, 100, 0]}}})
+    assert points.sample_size(cell, (0,)) == 797 and points.classes_of(cell, (0,)) == 2
