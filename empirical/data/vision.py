@@ -38,6 +38,8 @@ def open_set(name: str, train: bool, download: bool = False) -> Any:
         from torchvision import datasets
     except ModuleNotFoundError:
         raise RequestError(f"data set {name!r} needs torchvision; pip install 'ufm[vision]'") from None
+    except (ImportError, RuntimeError) as error:  # a build for another torch
+        raise RequestError(f"data set {name!r}: torchvision does not load ({error}); install the build for your torch") from None
     part = "train" if train else "test"
     try:
         if name == "mnist":

@@ -18,10 +18,16 @@ def _make(name: str, architecture: Architecture, seed: int) -> nn.Module:
         from torchvision import models
     except ModuleNotFoundError:
         raise RequestError(f"model {name!r} needs torchvision; pip install 'ufm[vision]'") from None
+    except (ImportError, RuntimeError) as error:  # a build for another torch
+        raise RequestError(f"model {name!r}: torchvision does not load ({error}); install the build for your torch") from None
     if len(architecture.shape) != 3:
         raise RequestError(f"--model {name} needs images; this data has samples of shape {architecture.shape}: use --model mlp")
     if architecture.norm != "batch" and name.startswith("resnet"):
         raise RequestError(f"--norm {architecture.norm}: {name} is defined with batch norm; use --norm batch or --model convnet")
+    if name.startswith("vgg") and min(architecture.shape[1:]) < 32:
+        raise RequestError(
+            f"--model {name} halves the image five times; {architecture.shape[1:]} is too small: use --model resnet18"
+        )
     builders: dict[str, Callable[..., nn.Module]] = {
         "resnet18": models.resnet18,
         "resnet34": models.resnet34,

@@ -1,5 +1,8 @@
 """Data sets: what is in them, how they are split, and what is refused."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -203,3 +206,32 @@ def test_split_moves_subsets_and_keeps_the_fine_labels():
     part = split.subset(torch.tensor([3, 1])).to("cpu")
     assert part.fine.tolist() == [3, 1] and part.labels.tolist() == [1, 1] and len(part) == 2
     assert torch.equal(part.batch(slice(None))[0], torch.tensor([[6.0, 7.0], [2.0, 3.0]]) / 255)
+
+
+def test_public_sets_become_channels_first_images(monkeypatch):
+    """The layouts of torchvision's objects: MNIST (N, H, W) tensors, CIFAR (N, H, W, 3), SVHN (N, 3, H, W) with `labels`."""
+    rng = np.random.default_rng(0)
+    grey, last, first = (rng.integers(0, 256, size=s, dtype=np.uint8) for s in ((20, 28, 28), (20, 32, 32, 3), (20, 3, 32, 32)))
+    targets = list(range(10)) * 2
+    datasets = SimpleNamespace(
+        MNIST=lambda root, train, download: SimpleNamespace(data=torch.from_numpy(grey), targets=torch.tensor(targets)),
+        CIFAR10=lambda root, train, download: SimpleNamespace(data=last, targets=targets),
+        SVHN=lambda root, split, download: SimpleNamespace(data=first, labels=np.array(targets)),
+    )
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=datasets))
+    expected = {"mnist": grey[:, None], "cifar10": last.transpose(0, 3, 1, 2), "svhn": first}
+    for name, images in expected.items():
+        train, test, info = data.load(name, seed=0)
+        assert np.array_equal(train.inputs, images) and train.labels.tolist() == targets and len(test) == 20
+        scaled = images / 255
+        assert np.allclose(info["normalisation"]["mean"], scaled.mean(axis=(0, 2, 3)))
+        prepared = train.batch(slice(None))[0].numpy()
+        assert np.allclose(prepared.std(axis=(0, 2, 3)), 1, atol=1e-5)
+
+
+def test_a_torchvision_for_another_torch_is_one_line(monkeypatch):
+    broken = type(sys)("torchvision")
+    broken.__getattr__ = lambda name: (_ for _ in ()).throw(RuntimeError("operator torchvision::nms does not exist"))
+    monkeypatch.setitem(sys.modules, "torchvision", broken)
+    with pytest.raises(RequestError, match="build for your torch"):
+        data.load("cifar10", seed=0)
