@@ -48,10 +48,10 @@ def record_of(path: Path, problem: Problem, prediction: Prediction) -> dict[str,
     columns |= {name: [] for name in MEASURED if gram is not None or name != "nc2_to_prediction"}
     labels = np.repeat(np.arange(len(problem.count_vector)), problem.count_vector.astype(int))
     for step, weight, features, bias in zip(path.steps, path.W, path.H, path.b, strict=False):
-        found = _measure(weight, features, bias, labels, problem, gram)
-        found["step"] = float(step)
-        found["loss"] = objective_value(problem, *map(torch.as_tensor, (weight, features, bias)))
-        with np.errstate(over="ignore"):  # a path on its way to infinity
+        with np.errstate(over="ignore", invalid="ignore"):  # a path may be on its way to infinity
+            found = _measure(weight, features, bias, labels, problem, gram)
+            found["step"] = float(step)
+            found["loss"] = objective_value(problem, *map(torch.as_tensor, (weight, features, bias)))
             found["weight_norm"], found["feature_norm"] = float(np.linalg.norm(weight)), float(np.linalg.norm(features))
         for name, column in columns.items():
             column.append(found.get(name, math.nan))
