@@ -13,9 +13,13 @@ LIMIT = 2**32
 
 def check_seed(seed: int) -> int:
     """Return `seed` as an int if 0 <= seed < 2**32, else raise RequestError."""
-    if isinstance(seed, bool) or int(seed) != seed or not 0 <= seed < LIMIT:
+    try:
+        whole = -1 if isinstance(seed, (bool, str)) else int(seed)
+    except (TypeError, ValueError, OverflowError):
+        whole = -1
+    if whole != seed or not 0 <= whole < LIMIT:
         raise RequestError(f"seed {seed!r} is not an integer with 0 <= seed < 2**32; use for example 0")
-    return int(seed)
+    return whole
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
