@@ -264,6 +264,42 @@ def test_contrastive_by_search():
         assert found.status == STATED and found.logits is None and found.gram_w is None
 
 
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_problem_gets_an_answer(data):
+    """Whatever is asked: a finite answer with its reference, or a sentence; no structure below a proven optimum."""
+    draw, K = data.draw, data.draw(st.integers(2, 6))
+    size, positive = st.integers(1, 60), st.floats(-6.0, 2.0).map(lambda x: 10**x)
+    fields = {
+        "loss": draw(st.sampled_from(["ce", "mse", "smoothing", "focal", "supcon"])),
+        "bias": draw(st.sampled_from(["none", "free", "ridge"])),
+        "constraint": draw(st.sampled_from(["ridge", "ridge", "sphere", "ball"])),
+        "features": draw(st.sampled_from(["free", "free", "nonnegative"])),
+        "counts": draw(st.one_of(size, st.lists(size, min_size=K, max_size=K), size.map(lambda n: [n] + [7] * (K - 1)))),
+        "lambda_w": draw(st.one_of(st.just(0.0), positive)),
+        "lambda_h": draw(positive),
+        "temperature": draw(positive),
+        "energy_w": draw(positive),
+        "focal_gamma": draw(st.floats(0.0, 8.0)),
+        "smoothing": draw(st.floats(0.0, 0.99)),
+    }
+    if fields["bias"] == "ridge":
+        fields["lambda_b"] = draw(positive)
+    for name, values in (("logit_scale", positive), ("class_weights", positive), ("logit_offset", st.floats(-3.0, 3.0))):
+        if draw(st.integers(0, 4)) == 0:
+            fields[name] = draw(st.lists(values, min_size=K, max_size=K))
+    p = ufm.Problem(K, draw(st.integers(1, 8)), **fields)
+    found, others = ufm.predict(p), ufm.structures(p)
+    if not found.applies:
+        assert found.reason and found.loss is None
+        return
+    assert math.isfinite(found.loss) and found.reference in REFERENCES and found.assumptions
+    for matrix in (found.logits, found.gram_w, found.gram_h, found.singular_values):
+        assert matrix is None or np.isfinite(matrix).all()
+    for name, other in others.items():
+        assert other.loss >= found.loss * (1 - 1e-9) - 1e-13, name
+
+
 # structures
 
 

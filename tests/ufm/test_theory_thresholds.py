@@ -225,3 +225,20 @@ def test_large_and_tiny_penalties():
     for loss in ("ce", "focal", "smoothing", "mse"):
         for lam in (1e-150, 1e-60, 1e-8, 1e6):
             assert math.isfinite(ufm.predict(ufm.Problem(4, 4, 3, loss=loss, lambda_w=lam, lambda_h=lam)).loss)
+
+
+def test_tiny_losses_keep_their_digits():
+    """At lambda = 1e-14 the loss is 1e-11: two equal groups of the block form, soft targets and structures agree with the ETF."""
+    lam = 1e-14
+    p = ufm.Problem(4, 4, 50, lambda_w=lam, lambda_h=lam)
+    expected = ufm.predict(p).loss
+    assert 0 < expected < 1e-10
+    blocks = imbalance.solve_blocks(*[imbalance.Group(2, 0.25, math.sqrt(50))] * 2, lam)
+    z = imbalance._logits(np.array([True, True, False, False]), blocks)
+    off = np.exp(z - np.diag(z)[:, None]) - np.eye(4)
+    assert np.log1p(off.sum(1)).mean() + lam * blocks.nuclear == pytest.approx(expected, rel=1e-10)
+    assert ufm.structures(p)["seli"].loss == pytest.approx(expected, rel=1e-10)
+    soft = p.replace(targets=tuple(map(tuple, np.eye(4))), class_weights=None)
+    from ufm.theory import symmetric
+
+    assert symmetric.soft_targets(soft).loss == pytest.approx(expected, rel=1e-10)

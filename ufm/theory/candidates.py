@@ -16,10 +16,12 @@ from ufm.problem import Problem
 from ufm.theory.codes import RELABEL, code_gram, softmax_margin
 from ufm.theory.etf import centring
 from ufm.theory.reduced import Reduced, reduce
+from ufm.theory.rows import modify, row_losses, soft_rows
 from ufm.theory.seli import RATE_WARNING, directions, limit
-from ufm.theory.zero import row_losses, soft_rows
 
-PRECISE = {"ftol": 0.0, "gtol": 1e-12, "maxiter": 2000}
+NEWTON_STEPS = 200
+LONGEST_STEP = 100.0  # logits: a saturated softmax has no curvature to stop a step
+MOST_CLASSES = 64  # the general orthogonal frame with a bias has K^3 numbers of parts
 STARTS = (0.3, 3.0, 8.0)  # the focal loss is not convex in the scale
 
 
@@ -79,6 +81,10 @@ def general_orthogonal_frame(problem: Problem) -> Prediction:
     if problem.constraint != "ridge":
         return not_applicable("lengths are fixed by the constraint")
     K = problem.classes
+    if problem.loss == "focal":
+        return not_applicable("evaluated for convex losses")
+    if K > MOST_CLASSES:
+        return not_applicable(f"evaluated for up to {MOST_CLASSES} classes; the prediction of squared error has no such limit")
     parts = np.eye(K)[:, :, None] * np.eye(K)[:, None, :]
     return _evaluate(problem, "gof", lambda: _cheapest(problem, parts), "dang2023")
 
@@ -152,35 +158,120 @@ def _evaluate(problem: Problem, name: str, shape_of: Callable[[], Shape], refere
 
 def _fit(problem: Problem, reduced: Reduced, shape: Shape, fixed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, float]:
     """Minimise the objective over the scales r >= 0 (unless `fixed`) and the bias; convex except for the focal loss."""
+    with_bias = reduced.lambda_b is not None
+    objective = Objective(problem, reduced, shape, soft_rows(problem, reduced), fixed, with_bias)
+    if objective.size == 0:
+        return fixed, np.zeros(problem.classes), objective.value(np.zeros(0))[0]
+    if problem.loss == "focal":
+        ends = [_search(objective, start) for start in STARTS]
+        x = min(ends, key=lambda end: objective.value(end)[0])
+    else:
+        x = _newton(objective, np.concatenate([np.ones(objective.scales), np.zeros(objective.size - objective.scales)]))
+    r, bias = objective.split(x)
+    if problem.bias == "free" and problem.loss != "mse" and problem.logit_scale is None:
+        bias = bias - bias.mean()
+    return r, bias, objective.value(x)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The objective of a shape in x = (scales, bias), with its derivatives."""
+
+    problem: Problem
+    reduced: Reduced
+    shape: Shape
+    rows: np.ndarray  # targets
+    fixed: np.ndarray | None
+    with_bias: bool
+
+    @property
+    def scales(self) -> int:
+        """How many scales are free."""
+        return 0 if self.fixed is not None else len(self.shape.parts)
+
+    @property
+    def size(self) -> int:
+        """The number of unknowns."""
+        return self.scales + self.problem.classes * self.with_bias
+
+    def split(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (scales, bias)."""
+        m = self.scales
+        return (x[:m] if m else self.fixed), (x[m:] if self.with_bias else np.zeros(self.problem.classes))
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return (K, K) logits at x."""
+        r, b = self.split(x)
+        return np.tensordot(r, self.shape.parts, 1) + b
+
+    def value(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the objective and its gradient."""
+        (r, b), reduced, lambda_b = self.split(x), self.reduced, self.reduced.lambda_b or 0.0
+        losses, gradient = _losses(self.problem, self.rows, self.logits(x))
+        pull = reduced.mass[:, None] * gradient
+        value, slopes = float(reduced.mass @ losses) + lambda_b / 2 * float(b @ b), []
+        if self.scales:
+            value += self.problem.penalty * float(self.shape.prices @ r)
+            slopes.append(np.tensordot(self.shape.parts, pull, 2) + self.problem.penalty * self.shape.prices)
+        if self.with_bias:
+            slopes.append(pull.sum(axis=0) + lambda_b * b)
+        return value, np.concatenate([np.zeros(0), *slopes])
+
+    def hessian(self, x: np.ndarray) -> np.ndarray:
+        """Return the Hessian of a convex objective: every row adds a diagonal minus a rank-one matrix in its logits."""
+        problem, mass, parts = self.problem, self.reduced.mass[:, None], self.shape.parts
+        scale = np.ones(problem.classes) if problem.logit_scale is None else np.asarray(problem.logit_scale)
+        z = modify(problem, self.logits(x))
+        p = np.ones_like(z) if problem.loss == "mse" else np.exp(z - np.logaddexp.reduce(z, axis=1)[:, None])
+        diagonal = mass * p * scale**2
+        ray = np.zeros_like(z) if problem.loss == "mse" else np.sqrt(mass) * p * scale
+        m = self.scales
+        out = np.zeros((self.size, self.size))
+        if m:
+            weighted, along = parts * diagonal, (parts * ray).sum(axis=2)
+            out[:m, :m] = np.tensordot(weighted, parts, ([1, 2], [1, 2])) - along @ along.T
+        if self.with_bias:
+            out[m:, m:] = np.diag(diagonal.sum(axis=0) + self.reduced.lambda_b) - ray.T @ ray
+        if m and self.with_bias:
+            out[:m, m:] = weighted.sum(axis=1) - along @ ray
+            out[m:, :m] = out[:m, m:].T
+        return out
+
+
+def _newton(objective: Objective, x: np.ndarray) -> np.ndarray:
+    """Projected Newton with backtracking; scales stay >= 0, the flat direction of a free bias is left alone."""
+    scales = np.arange(objective.size) < objective.scales
+    for _ in range(NEWTON_STEPS):
+        value, gradient = objective.value(x)
+        free = ~(scales & (x <= 0) & (gradient >= 0))
+        if not free.any():
+            break
+        step = np.zeros_like(x)
+        step[free] = np.linalg.lstsq(objective.hessian(x)[np.ix_(free, free)], gradient[free], rcond=1e-14)[0]
+        step *= min(1.0, LONGEST_STEP / max(np.abs(step).max(), 1e-300))
+        t = 1.0
+        while t > 1e-12:
+            trial = np.where(scales, np.maximum(x - t * step, 0.0), x - t * step)
+            if objective.value(trial)[0] <= value - 1e-4 * float(gradient @ (x - trial)):
+                break
+            t /= 2
+        else:
+            break  # no decrease at this precision
+        x = trial
+        if float(gradient @ step) <= 1e-14 * abs(value):  # twice the decrease that is left
+            break
+    return x
+
+
+def _search(objective: Objective, start: float) -> np.ndarray:
+    """Quasi-Newton from one start, for the focal loss."""
     from scipy.optimize import minimize
 
-    K, m = problem.classes, 0 if fixed is not None else len(shape.parts)
-    with_bias = reduced.lambda_b is not None
-    rows, lambda_b = soft_rows(problem, reduced), reduced.lambda_b or 0.0
-
-    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        r, b = (fixed if m == 0 else x[:m]), (x[m:] if with_bias else np.zeros(K))
-        losses, gradient = _losses(problem, rows, np.tensordot(r, shape.parts, 1) + b)
-        value, pull = float(reduced.mass @ losses) + lambda_b / 2 * float(b @ b), reduced.mass[:, None] * gradient
-        if m and not reduced.ball:
-            value += problem.penalty * float(shape.prices @ r)
-        slopes = [np.tensordot(shape.parts, pull, 2) + problem.penalty * shape.prices] if m else []
-        return value, np.concatenate([np.zeros(0), *slopes, *([pull.sum(axis=0) + lambda_b * b] if with_bias else [])])
-
-    size = m + K * with_bias
-    if size == 0:
-        return fixed, np.zeros(K), objective(np.zeros(0))[0]
+    m, size = objective.scales, objective.size
+    x = np.concatenate([np.full(m, start), np.zeros(size - m)])
     bounds = [(0.0, None)] * m + [(None, None)] * (size - m)
-    found = []
-    for start in STARTS if problem.loss == "focal" else STARTS[:1]:
-        x0 = np.concatenate([np.full(m, start), np.zeros(size - m)])
-        end = minimize(objective, x0, jac=True, method="L-BFGS-B", bounds=bounds, options=PRECISE)
-        found.append((float(end.fun), end.x))
-    loss, x = min(found, key=lambda pair: pair[0])
-    bias = x[m:] if with_bias else np.zeros(K)
-    if with_bias and problem.bias == "free" and problem.loss != "mse" and problem.logit_scale is None:
-        bias = bias - bias.mean()
-    return (x[:m] if m else fixed), bias, loss
+    options = {"ftol": 1e-13, "gtol": 1e-10, "maxiter": 200}
+    return minimize(objective.value, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
 
 
 def _losses(problem: Problem, rows: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,5 +282,6 @@ def _losses(problem: Problem, rows: np.ndarray, z: np.ndarray) -> tuple[np.ndarr
     own = np.diag(log_p)
     p, gamma = np.exp(own), problem.focal_gamma
     miss = -np.expm1(own)
-    slope = miss**gamma - (gamma * miss ** (gamma - 1) * p * own if gamma > 0 else 0.0)  # -d loss / d log p
+    ratio = -own / np.maximum(miss, np.finfo(float).tiny)  # tends to 1 as p -> 1; miss^(gamma - 1) would divide by zero
+    slope = miss**gamma * (1 + gamma * p * ratio)  # -d loss / d log p
     return -(miss**gamma) * own, slope[:, None] * (np.exp(log_p) - rows)

@@ -19,6 +19,7 @@ from ufm.errors import RequestError
 from ufm.prediction import Prediction, not_applicable
 from ufm.problem import Problem
 from ufm.theory.reduced import Reduced, factors, obstacle, reduce, single_layer
+from ufm.theory.rows import cross_entropy
 
 # Log-probabilities are searched down to -LOWEST, just above the smallest normal float64.
 LOWEST = 690.0
@@ -68,6 +69,8 @@ class Group:
 
         if residual(-LOWEST) >= 0:
             return r / others
+        if residual(math.log(r / K)) <= 0:  # r is 1 to rounding
+            return r / K
         q = math.exp(brentq(residual, -LOWEST, math.log(r / K), xtol=1e-15))
         return (r - self.size * q) / others
 
@@ -141,7 +144,7 @@ def step(problem: Problem) -> Prediction:
         c = reduced.penalty
     blocks = solve_blocks(A, B, c)
     z = _logits(in_a, blocks)
-    loss = float(np.sum(reduced.mass * (np.logaddexp.reduce(z, axis=1) - np.diag(z))))
+    loss = float(reduced.mass @ cross_entropy(reduced.targets, z)[0])
     zero = blocks.nuclear == 0
     rank = sum((g.size - 1) * g.live(c) for g in (A, B)) + (blocks.between > 1)
     if problem.dim < rank:

@@ -20,6 +20,7 @@ from ufm.prediction import Prediction, not_applicable
 from ufm.problem import Problem
 from ufm.theory.etf import centring
 from ufm.theory.reduced import factors, obstacle, reduce, single_layer
+from ufm.theory.rows import cross_entropy
 
 DIGITS = 12  # target entries are compared after rounding to this many decimals
 NEWTON_STEPS = 200
@@ -56,24 +57,23 @@ def _decoupled(values: np.ndarray, rho: float) -> np.ndarray:
     mass = values.sum(axis=1, keepdims=True)
     z = np.zeros_like(values)
 
-    def objective(z: np.ndarray) -> np.ndarray:
-        top = z.max(axis=1, keepdims=True)
-        log_sum = top[:, 0] + np.log(np.exp(z - top).sum(axis=1))
-        return mass[:, 0] * log_sum - (values * z).sum(axis=1) + rho / 2 * (z**2).sum(axis=1)
+    def objective(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        losses, gradient = cross_entropy(values, z)
+        return losses + rho / 2 * (z**2).sum(axis=1), gradient + rho * z
 
     for _ in range(NEWTON_STEPS):
         p = np.exp(z - z.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
-        gradient = mass * p - values + rho * z
+        start, gradient = objective(z)
         diagonal = mass * p + rho
         left, right = gradient / diagonal, p / diagonal  # Sherman-Morrison for diag - mass p p^T
         step = left + right * mass * (p * left).sum(1, keepdims=True) / (1 - mass * (p * right).sum(1, keepdims=True))
         slope = (gradient * step).sum(axis=1)
         if np.all(np.abs(step) <= 4e-16 * (1 + np.abs(z))):
             break
-        start, t = objective(z), np.ones(len(z))
+        t = np.ones(len(z))
         for _ in range(40):
-            bad = objective(z - t[:, None] * step) > start - 1e-4 * t * slope + 1e-14 * np.abs(start)
+            bad = objective(z - t[:, None] * step)[0] > start - 1e-4 * t * slope + 1e-14 * np.abs(start)
             if not bad.any():
                 break
             t[bad] /= 2
@@ -132,8 +132,7 @@ def soft_targets(problem: Problem) -> Prediction:
         return not_applicable(f"class-symmetric targets need d >= K-1 = {K - 1}, here d = {problem.dim}")
     z, norm, number = _solve(found, problem.penalty, reduced.counts.sum())
     logits = _spread(found, z, reduced.targets)
-    log_sum = np.logaddexp.reduce(logits, axis=1)
-    data = reduced.targets.sum(axis=1) * log_sum - (reduced.targets * logits).sum(axis=1)
+    data = cross_entropy(reduced.targets, logits)[0]
     kind, reference = _kind(found)
     return Prediction(
         name="etf" if norm else "zero",

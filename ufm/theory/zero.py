@@ -9,32 +9,9 @@ import numpy as np
 from ufm.prediction import Prediction, not_applicable
 from ufm.problem import Problem
 from ufm.theory.reduced import Reduced, reduce
+from ufm.theory.rows import modify, row_losses, soft_rows
 
 NEWTON_STEPS = 100
-
-
-def soft_rows(problem: Problem, reduced: Reduced) -> np.ndarray:
-    """Return the target rows that the loss compares with: smoothed one-hot rows for label smoothing, (T, K)."""
-    alpha = problem.smoothing if problem.loss == "smoothing" else 0.0
-    return (1 - alpha) * reduced.targets + alpha / problem.classes * reduced.targets.sum(axis=1, keepdims=True)
-
-
-def modify(problem: Problem, z: np.ndarray) -> np.ndarray:
-    """Return scale * z + offset."""
-    if problem.logit_scale is not None:
-        z = z * np.asarray(problem.logit_scale)
-    return z if problem.logit_offset is None else z + np.asarray(problem.logit_offset)
-
-
-def row_losses(problem: Problem, rows: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the loss of every row (T,) at logits z (T, K) and its gradient in z, for losses convex in the logits."""
-    out = modify(problem, z)
-    scale = np.ones(problem.classes) if problem.logit_scale is None else np.asarray(problem.logit_scale)
-    if problem.loss == "mse":
-        return ((out - rows) ** 2).sum(axis=1) / 2, scale * (out - rows)
-    mass = rows.sum(axis=1)
-    log_sum = np.logaddexp.reduce(out, axis=1)
-    return mass * log_sum - (rows * out).sum(axis=1), scale * (mass[:, None] * np.exp(out - log_sum[:, None]) - rows)
 
 
 def constant_bias(problem: Problem, reduced: Reduced) -> np.ndarray | None:
@@ -84,6 +61,8 @@ def candidate(problem: Problem) -> Prediction:
     if problem.targets is not None and problem.class_weights is not None:
         return not_applicable("class weights with target rows have no closed form; put the weights into counts")
     reduced = reduce(problem)
+    if problem.loss != "mse" and (np.any(reduced.targets < 0) or np.any(reduced.targets.sum(axis=1) <= 0)):
+        return not_applicable("cross-entropy needs non-negative targets with positive row sums")
     rows, b = soft_rows(problem, reduced), constant_bias(problem, reduced)
     if b is None:
         return not_applicable("an output without any target sends its free bias to -infinity; use a ridge bias")
