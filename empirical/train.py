@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -147,6 +148,8 @@ def numerics(experiment: Experiment, threads: int) -> Iterator[None]:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if threads:
         torch.set_num_threads(threads)
+    if experiment.deterministic:  # cuBLAS asks for it; it counts when the first GPU product comes later, as here
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(experiment.deterministic)
     torch.backends.cudnn.benchmark = not experiment.deterministic
     try:
@@ -358,7 +361,8 @@ def _loop(training: Training, keeper: Keeper, observe: Observe, stop: Stop | Non
         if training.step in due and training.measured < training.step:
             if (bad := _read(training, trace)) is not None:
                 return bad
-            measure(training, keeper, observe)
+            if (bad := measure(training, keeper, observe)) is not None:
+                return bad
         if training.step >= clock.steps:
             return FINISHED
         epoch, position = divmod(training.step, clock.per_epoch)
@@ -394,11 +398,17 @@ def _read(training: Training, trace: LossTrace) -> str | None:
     return None
 
 
-def measure(training: Training, keeper: Keeper, observe: Observe) -> None:
-    """Append the rows of this moment: what `observe` sees, the mean train loss since the last time, the step size."""
+def measure(training: Training, keeper: Keeper, observe: Observe) -> str | None:
+    """Append the rows of this moment: what `observe` sees, the mean train loss since the last time, the step size.
+
+    Returns the status of a training whose weights the last step has blown up, else None.
+    """
     begun = time.perf_counter()
     network: dict[str, Any] = {"split": "train", "layer": "network", "centres": "self"}
-    rows = observe(training)
+    try:
+        rows = observe(training)
+    except RunError as error:
+        return f"diverged: at step {training.step} {error}"
     rows.append(network | {"metric": "lr", "value": training.step_size})
     if training.loss_steps:
         rows.append(network | {"metric": "loss_running", "value": training.loss_sum / training.loss_steps})
@@ -408,6 +418,7 @@ def measure(training: Training, keeper: Keeper, observe: Observe) -> None:
     seconds = time.perf_counter() - begun
     training.seconds["measuring"] += seconds
     keeper.append(TIMING, [moment | {"measuring": round(seconds, 6)}])
+    return None
 
 
 def finish(training: Training, run: Run, status: str) -> dict[str, Any]:

@@ -223,6 +223,13 @@ def test_a_step_size_too_large_diverges_and_the_other_jobs_go_on(tmp_path):
     assert outcomes[0].status.startswith("diverged: ") and outcomes[1].status == "finished"
 
 
+def test_a_last_step_that_blows_the_weights_up_is_seen_when_measuring(tmp_path):
+    outcome = attempt(Job("collapse", small(lr=1e38, epochs=None, steps=1, norm="none", loss="mse"), 0, str(tmp_path), "cpu"))
+    assert outcome.exit == 1 and outcome.status.startswith("diverged: at step 1 ")
+    rows = Run.open(outcome.path).rows("metrics.jsonl")
+    assert {row["step"] for row in rows} == {0}
+
+
 def test_a_signal_saves_and_the_rest_gives_the_same_rows(tmp_path, monkeypatch):
     experiment = small(epochs=20)
     whole = trained(tmp_path / "whole", experiment)[1]
