@@ -73,7 +73,7 @@ def measure_file(request: MeasureRequest) -> tuple[Any, list[dict[str, Any]]]:
     data = foreign.read_features(request.features, request.classes)
     if request.ood is not None:
         data = foreign.with_ood(data, request.ood)
-    with progress(2 * len(data.layers), "half layer") as shown:
+    with progress(2 * len(data.layers), "step") as shown:
         measured, arrays = foreign.measure_foreign(
             data, device, match_counts=request.match_counts, seed=request.seed, report=shown.advance
         )
