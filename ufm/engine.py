@@ -106,28 +106,30 @@ def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
 
 
 def results(jobs: Sequence[Job], workers: int = 1, cluster: str | None = None) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each job in the order of `jobs`."""
+    """Yield the rows of each job in the order of `jobs`; inside `backend`."""
     if cluster is None and workers == 1:
         yield from map(compute, jobs)
-        return
-    with _backend(cluster):
-        number = -1 if cluster is not None else workers  # -1: whatever the scheduler has
-        finished = 0
-        while finished < len(jobs):
-            begun: list[Job] = []
-            before = finished
-            try:
-                for rows in _parallel(_noting(jobs[finished:], begun), number):
-                    finished += 1
-                    yield rows
-            except Exception as error:
-                if not _worker_lost(error):
-                    raise
-                # The dead worker held one of the jobs that were begun and have not come back; alone each shows itself.
-                suspects = max(1, len(begun) - (finished - before))
-                for job in jobs[finished : finished + suspects]:
-                    finished += 1
-                    yield _alone(job)
+    else:
+        yield from _in_workers(jobs, -1 if cluster is not None else workers)  # -1: whatever the scheduler has
+
+
+def _in_workers(jobs: Sequence[Job], number: int) -> Iterator[list[dict[str, Any]]]:
+    finished = 0
+    while finished < len(jobs):
+        begun: list[Job] = []
+        before = finished
+        try:
+            for rows in _parallel(_noting(jobs[finished:], begun), number):
+                finished += 1
+                yield rows
+        except Exception as error:
+            if not _worker_lost(error):
+                raise
+            # The dead worker held one of the jobs that were begun and have not come back; alone each shows itself.
+            suspects = max(1, len(begun) - (finished - before))
+            for job in jobs[finished : finished + suspects]:
+                finished += 1
+                yield _alone(job)
 
 
 def _noting(jobs: Iterable[Job], begun: list[Job]) -> Iterator[Job]:
@@ -168,7 +170,11 @@ def _worker_lost(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _backend(cluster: str | None) -> Iterator[None]:
+def backend(workers: int = 1, cluster: str | None = None) -> Iterator[None]:
+    """Make joblib use processes here, or the dask scheduler at `cluster`; RequestError when none answers there."""
+    if cluster is None and workers == 1:
+        yield
+        return
     import joblib
 
     if cluster is None:

@@ -189,7 +189,10 @@ def execute(
     """
     shard = request.shard
     file = "cells.jsonl" if shard is None else f"cells-{shard[0]}-of-{shard[1]}.jsonl"
-    with Run.create(root, request.system.name, request.name, request.config, shard=shard, environment=environment) as run:
+    with (
+        engine.backend(workers, cluster),
+        Run.create(root, request.system.name, request.name, request.config, shard=shard, environment=environment) as run,
+    ):
         drop_partial_chunk(run, file)
         known = _by_key(read_cells(run.path, full=False))
         keys = {i: request.key(i) for chunk in request.chunks for i in chunk}

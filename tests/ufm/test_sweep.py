@@ -1,5 +1,7 @@
 import json
 import signal
+import sys
+import types
 import warnings
 
 import numpy as np
@@ -221,6 +223,29 @@ def test_a_worker_that_dies_once_costs_nothing(tmp_path):
     request = plan(x="1:4:4", mode="kill", marks=str(marks), deaths=1, weight=1.5)
     outcome = execute(tmp_path, request, workers=2)
     assert outcome.statuses == {"converged": 4} and outcome.computed == 4
+
+
+def test_a_cluster_that_does_not_answer_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(RequestError, match=r"pip install 'ufm\[cluster\]'"):
+        execute(tmp_path / "runs", plan(x="1,2"), cluster="tcp://127.0.0.1:9")
+
+    class Client:
+        def __init__(self, address, timeout):
+            raise OSError(f"Timed out trying to connect to {address}")
+
+    monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(Client=Client))
+    with pytest.raises(RequestError, match="no dask scheduler answers"):
+        execute(tmp_path / "runs", plan(x="1,2"), cluster="tcp://127.0.0.1:9")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cluster_writes_the_same_bytes(tmp_path):
+    distributed = pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
+    request = plan(x="1:9:40", weight=0.5)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        far = execute(tmp_path / "far", request, cluster=cluster.scheduler_address)
+    assert cells_of(far) == cells_of(execute(tmp_path / "near", request))
 
 
 def test_two_sweeps_of_one_run_do_not_mix(tmp_path):
