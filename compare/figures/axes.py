@@ -266,6 +266,15 @@ def finish(figure: Figure, style: Style, legend: Legend, below: str = "") -> Non
         _label_below(figure, bottom, below, style)
 
 
+def make_square(figure: Figure, ax: Axes) -> None:
+    """Change the figure's height until a panel is as high as wide; before `finish`."""
+    for _ in range(2):
+        figure.get_layout_engine().execute(figure)
+        box = ax.get_position()
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, round(height + box.width * width - box.height * height, 3))
+
+
 def _bottom_row(figure: Figure) -> list[Axes]:
     return [ax for ax in figure.axes if ax.get_subplotspec() is not None and ax.get_subplotspec().is_last_row()]
 

@@ -29,7 +29,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     apart = ~np.eye(len(classifier), dtype=bool)
     largest = max(float(np.nanmax(m[apart])) for m in (classifier, by_mean)) or 0.01
     with style.applied():
-        figure = draw_maps(style, maps, (0.0, largest), "Share of the class's test points (row: true class, column: decision)")
+        figure = draw_maps(style, maps, (0.0, largest), "Share of the true class's test points", ("True class", "Decision"))
     rows = [row for name, (_, values) in maps.items() for row in map_rows(name, values, len(found.arrays))]
     agree = np.mean(
         [np.mean(a["test/predicted"] == a["penultimate/test/nearest"]) for a in found.arrays.values() if "test/predicted" in a]

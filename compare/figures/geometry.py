@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import FixedLocator
 
 from compare.figures.arrays import Kept, kept
-from compare.figures.axes import Legend, finish, panels, title
+from compare.figures.axes import Legend, finish, make_square, panels, title
 from compare.figures.drawing import Drawing
 from compare.figures.series import COLUMNS
 from compare.style import GROUP_COLORS, GROUP_MARKERS, LOOKS, Look, Style
@@ -61,8 +61,9 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         for ax, letter, split in zip(grid[0], "ab", ("train", "test"), strict=True):
             rows += _panel(ax, split, plane, arrays, chosen, legend)
             title(ax, split, f"({letter}) {split.capitalize()}")
-        _limits(grid[0], rows)
+        make_square(figure, grid[0, 0])
         finish(figure, style, legend)
+        _limits(figure, grid[0], rows)
     return Drawing(figure, COLUMNS, rows, _notes(found, seed, chosen, arrays))
 
 
@@ -132,7 +133,6 @@ def _panel(
         )
         legend.line("Nearest-mean border", look)
         rows += [(split, f"border {number}", float(x), float(y), np.nan, np.nan, 0, "") for x, y in border]
-    ax.set_aspect("equal")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(FixedLocator([-1, 0, 1]))
     ax.set_xlabel("In the plane of three means")
@@ -155,12 +155,15 @@ def borders(corners: np.ndarray) -> list[np.ndarray]:
     return rays
 
 
-def _limits(axes: Any, rows: list[tuple[Any, ...]]) -> None:
+def _limits(figure: Any, axes: Any, rows: list[tuple[Any, ...]]) -> None:
+    """Set equal limits and, once the layout is final, equal scales."""
     points = np.array([row[2:4] for row in rows if not str(row[1]).startswith("border")], float)
     reach = 1.08 * max(1.1, float(np.abs(points).max()))
     for ax in axes:
-        ax.set_xlim(-reach, reach)
-        ax.set_ylim(-reach, reach)
+        box, (width, height) = ax.get_position(), figure.get_size_inches()
+        across, up = reach * np.array([1.0, box.height * height / (box.width * width)])
+        ax.set_xlim(-across, across)
+        ax.set_ylim(-up, up)
 
 
 def _notes(found: Kept, seed: int, chosen: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:

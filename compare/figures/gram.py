@@ -31,7 +31,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     reach = max(float(np.nanmax(np.abs(m[apart] - theory[apart]))) for m in (train, test)) or 0.01
     limits = (float(theory[0, 1]) - reach, float(theory[0, 1]) + reach)
     with style.applied():
-        figure = draw_maps(style, maps, limits, r"$\cos(\mu_i-\mu_C,\ \mu_j-\mu_C)$")
+        figure = draw_maps(style, maps, limits, r"$\cos(\mu_i-\mu_C,\ \mu_j-\mu_C)$", ("Class $i$", "Class $j$"))
     rows = [row for name, (_, values) in maps.items() for row in map_rows(name, values, len(found.arrays))]
     notes = [
         f"Mean cosines of the centred class means over {found.seeds()}; the simplex ETF has -1/(K-1) = {theory[0, 1]:.4g}.",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from compare.figures.arrays import MOST_CLASSES
-from compare.figures.axes import Legend, finish, panels, title
+from compare.figures.axes import Legend, finish, make_square, panels, title
 from compare.style import Style
 
 # One hue from light to dark, so that print in grey keeps the order; the diagonal is the one grey.
@@ -20,25 +20,35 @@ _DIAGONAL = "#d0d0d0"
 COLORS = ("#fdf6e3", "#f3c98b", "#e08a4f", "#a8465a", "#4b2467", "#0b0b3b")
 
 
-def draw_maps(style: Style, maps: Mapping[str, tuple[str, np.ndarray]], limits: tuple[float, float], colour_label: str) -> Figure:
-    """Return a figure with one heat map (K, K) for each name -> (title, values), in one row, under one colour bar."""
+def draw_maps(
+    style: Style,
+    maps: Mapping[str, tuple[str, np.ndarray]],
+    limits: tuple[float, float],
+    colour_label: str,
+    sides: tuple[str, str],
+) -> Figure:
+    """Return a figure with one heat map (K, K) for each name -> (title, values), in one row over one colour bar.
+
+    `sides` names the rows and the columns.
+    """
     figure, grid = panels(style, 1, len(maps), (style.width - 0.55) / len(maps) + 0.98)
     norm, colors = Normalize(*limits), LinearSegmentedColormap.from_list("ufm", list(COLORS))
     mesh = None
     for index, (ax, (name, (text, values))) in enumerate(zip(grid[0], maps.items(), strict=True)):
         mesh = _map(ax, values, norm, colors, name)
         title(ax, name, text)
-        ax.set_xlabel("Class")
+        ax.set_xlabel(sides[1])
         if index:
             ax.tick_params(labelleft=False)
         else:
-            ax.set_ylabel("Class")
+            ax.set_ylabel(sides[0])
     bar = figure.colorbar(mesh, ax=list(grid[0]), location="bottom", fraction=0.06, aspect=35, pad=0.02)
     bar.set_label(colour_label)
     bar.ax.set_label("colours")
     bar.ax.xaxis.set_major_locator(MaxNLocator(5))
     bar.ax.xaxis.set_minor_locator(NullLocator())
     bar.outline.set_visible(False)
+    make_square(figure, grid[0, 0])
     finish(figure, style, Legend())
     return figure
 
@@ -56,7 +66,6 @@ def _map(ax: Axes, values: np.ndarray, norm: Normalize, colors: Any, name: str) 
         linewidth=0,
     )
     ax.set_facecolor(_DIAGONAL)
-    ax.set_aspect("equal")
     ax.invert_yaxis()
     stride = -(-size // 10)
     for axis in (ax.xaxis, ax.yaxis):

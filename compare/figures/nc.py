@@ -25,20 +25,22 @@ from compare.figures.series import (
 from compare.style import LOOKS, Style
 from ufm.errors import RequestError
 
-# panel -> (title, axis label, the measure's names in order of preference, its classifier-weight twin, whether it is a rate)
+# panel -> (title, axis label, the measure, its classifier-weight twin, whether it is a rate)
 PANELS = {
-    "nc1": ("NC1: variability", NC1, ("nc1_pinv",), "", False),
-    "nc2": ("NC2: simplex ETF", r"$\|\hat G-\hat G_{\mathrm{ETF}}\|_F$", ("nc2_etf_means",), "nc2_etf_weights", False),
-    "nc3": ("NC3: self-duality", r"$\|\hat W-\hat M\|_F^2$", ("nc3_papyan",), "", False),
-    "nc4": ("NC4: nearest mean", "Disagreeing share", ("nc4_disagreement",), "", True),
+    "nc1": ("NC1: variability", NC1, "nc1_pinv", "", False),
+    "nc2": ("NC2: simplex ETF", r"$\|\hat G-\hat G_{\mathrm{ETF}}\|_F$", "nc2_etf_means", "nc2_etf_weights", False),
+    "nc3": ("NC3: self-duality", r"$\|\hat W-\hat M\|_F^2$", "nc3_papyan", "", False),
+    "nc4": ("NC4: nearest mean", "Disagreeing share", "nc4_disagreement", "", True),
 }
 OPTIMUM = "Theory, train: 0 (simplex ETF)"
+Panel = tuple[str, str, str, str, bool]
 
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """Draw NC1 (`nc1_pinv`), NC2 (`nc2_etf_means`, `_weights`), NC3 (`nc3_papyan`), NC4 (`nc4_disagreement`) against the epoch.
 
     Every one is 0 at the optimum of the balanced unconstrained-features model with d >= K - 1; theory says so of train alone.
+    The line is left out where the table's column `predicted` says that this does not apply to the setting.
     Test values are about the test set's own means (NC4: its own class means too).
 
     Raises:
@@ -47,6 +49,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     rows = one_setting(table, "nc")
     along, layer = abscissa(rows), last_layer(rows)
     found = {name: _curves(rows, layer, along, spec, facts(table)) for name, spec in PANELS.items()}
+    applies = {name: _applies(rows, spec[2]) for name, spec in PANELS.items()}
     every = [c for curves in found.values() for c in curves.values()]
     if not any(every):
         raise RequestError(
@@ -56,7 +59,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         figure, grid = panels(style, 2, 2, 0.30 * style.width if style.wide else 0.46 * style.width, sharex=True)
         legend = Legend()
         for ax, letter, (name, spec) in zip(grid.ravel(), "abcd", PANELS.items(), strict=True):
-            _panel(ax, spec, found[name], legend)
+            _panel(ax, spec, found[name], legend, applies[name])
             title(ax, name, f"({letter}) {spec[0]}")
             label = time_axis(ax, every, along)
         if any(np.isfinite(c.low).any() for c in every):
@@ -64,22 +67,19 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         finish(figure, style, legend, label)
     table_rows = [row for name, curves in found.items() for c in curves.values() for row in c.rows(name)]
     table_rows += [
-        (name, "theory", np.nan, 0.0, np.nan, np.nan, 0, "theory") for name, curves in found.items() if any(curves.values())
+        (name, "theory", np.nan, 0.0, np.nan, np.nan, 0, "theory")
+        for name, curves in found.items()
+        if any(curves.values()) and applies[name]
     ]
-    return Drawing(figure, COLUMNS, table_rows, _notes(every, found) + excluded_note(table))
+    return Drawing(figure, COLUMNS, table_rows, _notes(every, found, applies) + excluded_note(table))
 
 
-def _curves(
-    rows: Measured, layer: str, along: str, spec: tuple[str, str, tuple[str, ...], str, bool], known: Facts
-) -> dict[str, Curve]:
-    _, _, names, weights, is_rate = spec
+def _curves(rows: Measured, layer: str, along: str, spec: Panel, known: Facts) -> dict[str, Curve]:
+    _, _, name, weights, is_rate = spec
     found = {}
     for split in ("train", "test"):
-        for name in names:
-            some = rows.where(measure=name, split=split, layer=layer, centres="self")
-            found[split] = curve(some, f"{split}:{name}", along=along, rate_of=known.samples(split) if is_rate else None)
-            if found[split]:
-                break
+        some = rows.where(measure=name, split=split, layer=layer, centres="self")
+        found[split] = curve(some, f"{split}:{name}", along=along, rate_of=known.samples(split) if is_rate else None)
     if weights:
         found["weights"] = curve(_first_split(rows.where(measure=weights)), f"weights:{weights}", along=along)
     return found
@@ -92,8 +92,16 @@ def _first_split(rows: Measured) -> Measured:
     return rows
 
 
-def _panel(ax: Any, spec: tuple[Any, ...], curves: Mapping[str, Curve], legend: Legend) -> None:
-    axis = LogAxis.over(curves.values(), zero=True)
+def _applies(rows: Measured, measure: str) -> bool:
+    """Return whether theory predicts 0 for a measure on train; a table without any prediction leaves that to its reader."""
+    predicted = rows["predicted"]
+    if not np.isfinite(predicted).any():
+        return True
+    return bool((predicted[(rows["measure"] == measure) & (rows["split"] == "train")] == 0).any())
+
+
+def _panel(ax: Any, spec: Panel, curves: Mapping[str, Curve], legend: Legend, applies: bool) -> None:
+    axis = LogAxis.over(curves.values(), zero=applies)
     axis.apply(ax)
     for key, label, look in [
         ("train", "Train", "train"),
@@ -102,14 +110,14 @@ def _panel(ax: Any, spec: tuple[Any, ...], curves: Mapping[str, Curve], legend: 
     ]:
         if key in curves:
             draw_curve(ax, curves[key], LOOKS[look], axis, legend, label)
-    if any(curves.values()):
+    if any(curves.values()) and applies:
         zero_line(ax, axis, LOOKS["optimum"], legend, OPTIMUM)
-    else:
+    if not any(curves.values()):
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#666666")
     ax.set_ylabel(spec[1])
 
 
-def _notes(every: list[Curve], found: Mapping[str, Mapping[str, Curve]]) -> tuple[str, ...]:
+def _notes(every: list[Curve], found: Mapping[str, Mapping[str, Curve]], applies: Mapping[str, bool]) -> tuple[str, ...]:
     notes = [
         f"Geometric means (NC4: arithmetic if it reaches 0) over {seed_counts(every)}, 95 % t intervals of the log mean.",
         "G: unit-Frobenius Gram of the centred class means (or of the classifier's rows); "
@@ -118,6 +126,9 @@ def _notes(every: list[Curve], found: Mapping[str, Mapping[str, Curve]]) -> tupl
         "theory speaks of train alone.",
     ]
     missing = [name.upper() for name, curves in found.items() if not any(curves.values())]
+    silent = [name.upper() for name, there in applies.items() if not there]
+    if silent:
+        notes.append(f"The optimum of this setting is not a simplex ETF, so theory does not say 0 of {', '.join(silent)}.")
     if missing:
         notes.append(f"Not measured: {', '.join(missing)}.")
     return tuple(notes)

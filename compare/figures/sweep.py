@@ -35,7 +35,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """
     rows = Measured.of(table)
     rows = rows.where(split="theory")
-    if not len(rows.where(measure="loss")):
+    if not np.isfinite(rows.where(measure="loss")["value"]).any():
         raise RequestError("the runs hold no cells of a theory sweep; draw a run of `ufm simulate` with a grid")
     over = swept(table)
     rows = over.rows(rows)

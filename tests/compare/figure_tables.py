@@ -1,6 +1,13 @@
 """Made-up measured rows with the shape of a training, for the tests of the figures."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
+
+import compare
+from compare.rows import Cell
+from ufm.record import Run
 
 EPOCHS = (0, 1, 2, 3, 5, 8, 13, 22, 40, 75, 140, 260, 375)
 COLUMNS = ("paper", "cell", "seed", "epoch", "step", "split", "layer", "centres", "measure", "value", "predicted", "flag")
@@ -41,23 +48,116 @@ def make(seeds=5, layers=("input", "hidden1", "hidden2", "penultimate"), epochs=
             for epoch in epochs:
                 for split, layer, centres, measure, value in rows_of(cell, seed, epoch, layers, draw):
                     lines.append(("hui2022", cell, seed, epoch, 8 * epoch, split, layer, centres, measure, value, np.nan, ""))
-    return {
+    return table_of(lines)
+
+
+class Loaded(dict):
+    """Columns with what compare.load brings beside them: the cells and what was left out."""
+
+    def __init__(self, columns, cells=None, excluded=()):
+        super().__init__(columns)
+        self.cells, self.excluded = cells or {}, excluded
+
+
+def table_of(lines, cells=None):
+    """Return a table from tuples in the order of COLUMNS."""
+    columns = {
         name: np.array([line[i] for line in lines], dtype=object if isinstance(lines[0][i], str) else None)
         for i, name in enumerate(COLUMNS)
     }
+    return Loaded(columns, cells)
 
 
 def keep(table, mask):
     """Return the rows of a mask."""
-    return {name: column[mask] for name, column in table.items()}
+    return Loaded({name: table[name][mask] for name in table}, table.cells, table.excluded)
 
 
 def change(table, mask, **columns):
     """Return a copy with some columns set where the mask is true."""
-    copy = {name: column.copy() for name, column in table.items()}
+    copy = Loaded({name: table[name].copy() for name in table}, table.cells, table.excluded)
     for name, value in columns.items():
         copy[name][mask] = value
     return copy
+
+
+def without(table, *names):
+    """Return the table without some columns."""
+    return Loaded({name: column for name, column in table.items() if name not in names}, table.cells, table.excluded)
+
+
+def sweep(losses=("ce", "mse"), seeds=2):
+    """Return cells of a theory sweep over lambda_w whose loss is the prediction to 1e-12."""
+    lines, cells = [], {}
+    for loss in losses:
+        for lam in (1e-4, 1e-3, 1e-2, 1e-1):
+            for seed in range(seeds):
+                name = f"single#{loss}-{lam:g}-{seed}"
+                cells[name] = Cell(name, "single", "", {"loss": loss, "lambda_w": lam, "lambda_h": 1e-3}, {}, (seed,))
+                f = (1.0 if loss == "ce" else 0.4) * lam**0.4
+                values = {
+                    "loss": f * (1 + 1e-12),
+                    "certificate_gap": lam * 1e-9,
+                    "nc2_to_prediction": 1e-9 * (1 + seed),
+                    "nc3_cosine": 0.0,
+                }
+                for measure, value in values.items():
+                    predicted = f if measure == "loss" else np.nan
+                    lines.append(("", name, seed, -1, -1, "theory", "penultimate", "self", measure, value, predicted, ""))
+    return table_of(lines, cells)
+
+
+def samples(sizes=(10, 20, 40, 80)):
+    """Return trainings that differ in train_per_class."""
+    lines, cells = [], {}
+    for size in sizes:
+        table = make(seeds=3, layers=("penultimate",), epochs=(0, 100), cells=(f"n{size}",))
+        table = change(table, table["split"] == "test", value=table["value"][table["split"] == "test"] * (20 / size) ** 0.5)
+        lines += list(zip(*(table[name].tolist() for name in COLUMNS), strict=True))
+        results = {seed: {"data": {"train": 10 * size, "test": 797, "classes": 10}} for seed in range(3)}
+        cells[f"n{size}"] = Cell(
+            f"n{size}", "collapse", "", {"dataset": "digits", "train_per_class": size}, {}, (0, 1, 2), results
+        )
+    return table_of(lines, cells)
+
+
+def arrays(seed, classes=5, dim=16, test=0.35):
+    """Return the arrays that a training keeps, for Gaussian features about a simplex ETF; test ones are wider."""
+    draw = np.random.default_rng(seed)
+    basis = np.linalg.qr(draw.standard_normal((dim, classes)))[0].T
+    corners = (np.eye(classes) - 1 / classes) @ basis
+    span = np.linalg.svd(corners)[2][: classes - 1]
+    found = {"penultimate/basis": span, "weight": 3 * corners + 0.05 * draw.standard_normal(corners.shape)}
+    labels = np.repeat(np.arange(classes), 40)
+    for split, noise in (("train", 0.05), ("test", test)):
+        points = corners[labels] + noise * draw.standard_normal((len(labels), dim))
+        means = np.stack([points[labels == k].mean(0) for k in range(classes)])
+        centred, residual = means - means.mean(0), (points - means[labels]) @ span.T
+        by_class = np.stack([residual[labels == k].T @ residual[labels == k] / 40 for k in range(classes)])
+        found |= {
+            f"penultimate/{split}/{k}": v
+            for k, v in (("means", means), ("gram", centred @ centred.T), ("within_class", by_class))
+        }
+        found |= {f"penultimate/{split}/within": by_class.mean(0), f"penultimate/{split}/spectrum": np.linalg.svd(centred)[1]}
+    nearest = ((points[:, None] - found["penultimate/train/means"]) ** 2).sum(2).argmin(1)
+    found |= {"test/labels": labels, "test/predicted": nearest, "penultimate/test/nearest": nearest}
+    found["test/confusion"] = np.bincount(labels * classes + nearest, minlength=classes**2).reshape(classes, classes)
+    return found
+
+
+def run_folder(root, seeds=2, config=None):
+    """Write a finished training with arrays and load it."""
+    for seed in range(seeds):
+        with Run.create(root, "collapse", "toy", {"study": "collapse", **(config or {})}, seed=seed, environment={}) as run:
+            rows = rows_of("toy", seed, 0, ("penultimate",), np.random.default_rng(seed))
+            names = ("split", "layer", "centres", "metric", "value")
+            run.append(
+                "metrics.jsonl", [{"seed": seed, "epoch": 0, "step": 0, **dict(zip(names, row, strict=True))} for row in rows]
+            )
+            run.write_tensors("tensors.safetensors", arrays(seed))
+            run.finish({"status": "finished", "ok": True, "data": {"train": 200, "test": 200, "classes": 5, "counts": [40] * 5}})
+    table = compare.load(root)
+    return Loaded({name: table[name] for name in table}, table.cells, table.excluded)
 
 
 def drawn_texts(figure):
@@ -95,9 +195,16 @@ def collisions(figure, slack=0.5):
     return found
 
 
+_ROOT = tempfile.TemporaryDirectory()
+_MAKERS = {"sweep": sweep, "samples": samples} | dict.fromkeys(
+    ("gram", "confusion", "spectrum", "geometry"), lambda: run_folder(Path(_ROOT.name))
+)
+_MADE = {}
+
+
 def table_for(name):
     """Return the table that the figure `name` draws in the tests that hold for all figures."""
-    return _TABLES.get(name, _TABLES[""])
-
-
-_TABLES = {"": make()}
+    maker = _MAKERS.get(name, make)
+    if maker not in _MADE:
+        _MADE[maker] = maker()
+    return _MADE[maker]

@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
-from figure_tables import change, collisions, keep, make, table_for
+from figure_tables import change, collisions, keep, make, run_folder, table_for, without
 
 from compare import figures
 from compare.figures.drawing import csv_text
 from compare.style import Style
 from ufm.errors import RequestError
 
-NAMES = list(figures.FIGURES)
+NAMES = ["trajectory", "nc", "layers", "hero"]
+OTHERS = [name for name in figures.FIGURES if name not in NAMES]
 TABLE = table_for("trajectory")
 
 
@@ -36,9 +37,11 @@ DAMAGES = {
     "empty": lambda t: keep(t, np.zeros(len(t["value"]), bool)),
     "two settings": lambda t: make(seeds=1, epochs=(0, 1), cells=("a$_\\", "b\n")),
     "no epochs": lambda t: change(t, np.ones(len(t["value"]), bool), epoch=-1, step=-1),
-    "no value column": lambda t: {name: column for name, column in t.items() if name != "value"},
-    "text for a number": lambda t: {**t, "value": np.array(["x"] * len(t["value"]), dtype=object)},
-    "few columns": lambda t: {name: t[name] for name in ("measure", "value")},
+    "no value column": lambda t: without(t, "value"),
+    "text for a number": lambda t: (
+        change(without(t, "value"), [], **{}) | {"value": np.array(["x"] * len(t["value"]), dtype=object)}
+    ),
+    "few columns": lambda t: without(t, *(set(t) - {"measure", "value"})),
 }
 REFUSED = {"empty", "two settings", "no value column", "text for a number", "few columns", "no epochs", "all NaN"}
 
@@ -61,6 +64,39 @@ def test_any_table_gives_a_figure_or_one_line(name, damage):
 # What one figure needs beyond the others, and what it can draw although others cannot.
 ALSO_REFUSED = {"layers": {"one layer", "no nc1"}, "hero": {"no test", "no error", "no nc1", "all zero"}}
 DRAWN = {"hero": {"two settings", "no epochs"}}
+
+
+@pytest.mark.parametrize(
+    "damage", ["one seed", "NaN here and there", "all NaN", "all zero", "huge", "empty", "no value column", "few columns"]
+)
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_figures_too(name, damage):
+    try:
+        drawing = figures.draw(name, DAMAGES[damage](table_for(name)), Style.of("icml"))
+    except RequestError as error:
+        assert "\n" not in str(error) and len(str(error)) < 300
+        return
+    assert damage not in ("empty", "no value column", "few columns")
+    assert collisions(drawing.figure) == [] and "inf" not in csv_text(drawing)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_table_without_its_run_folder_is_refused_in_one_line(name):
+    with pytest.raises(RequestError, match=r"two or more settings|run folder's arrays|cells of a theory sweep"):
+        figures.draw(name, TABLE, Style.of("icml"))
+
+
+@pytest.mark.parametrize("name", ["gram", "confusion", "spectrum", "geometry"])
+def test_arrays_that_are_damaged_or_gone_are_refused_in_one_line(name, tmp_path):
+    table = run_folder(tmp_path, seeds=1)
+    for path in tmp_path.rglob("tensors.safetensors"):
+        path.write_bytes(b"\x00" * 40)
+    with pytest.raises(RequestError, match="keeps no"):
+        figures.draw(name, table, Style.of("icml"))
+    for path in tmp_path.rglob("tensors.safetensors"):
+        path.unlink()
+    with pytest.raises(RequestError, match="keeps no"):
+        figures.draw(name, table, Style.of("icml"))
 
 
 def test_a_run_that_diverged_is_a_marked_gap():

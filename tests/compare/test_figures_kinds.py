@@ -1,0 +1,188 @@
+"""What single figures must show, against values worked out by hand or by other means."""
+
+import numpy as np
+import pytest
+from figure_tables import Loaded, change, make, run_folder, sweep, table_for
+
+from compare import figures
+from compare.figures.geometry import borders, most_confused, plane_of
+from compare.figures.settings import swept
+from compare.rows import Cell
+from compare.style import Style
+from ufm.errors import RequestError
+
+STYLE = Style.of("neurips")
+
+
+def line(drawing, panel, key):
+    """Return the (x, y) of a plotted curve."""
+    ax = next(ax for ax in drawing.figure.axes if ax.get_label() == panel)
+    return next(line for line in ax.lines if line.get_gid() == f"curve:{key}").get_xydata().T
+
+
+def test_the_trajectory_draws_the_floor_at_half_and_weak_collapse_at_twice_the_error():
+    table = table_for("trajectory")
+    drawing = figures.draw("trajectory", table, STYLE)
+    for key, measure, factor in (("two_err", "ncc_error", 2.0), ("floor", "ncc_error_between", 0.5)):
+        rows = (
+            (table["measure"] == measure)
+            & (table["split"] == "test")
+            & (table["layer"] == "penultimate")
+            & (table["epoch"] == 375)
+        )
+        x, y = line(drawing, "nc1", key)
+        assert y[x == 375] == pytest.approx(factor * np.exp(np.log(table["value"][rows].astype(float)).mean()))
+
+
+def test_the_trajectory_shows_the_optimum_at_the_place_for_zero():
+    ax = figures.draw("trajectory", table_for("trajectory"), STYLE).figure.axes[0]
+    optimum = next(line for line in ax.lines if line.get_gid() == "curve:zero")
+    zero = next(label for label in ax.get_yticklabels() if label.get_text() == "0")
+    assert set(optimum.get_ydata()) == {zero.get_position()[1]}
+
+
+def test_theory_is_not_drawn_where_it_does_not_apply():
+    table = table_for("nc")
+    table = change(table, table["measure"] == "nc1_pinv", predicted=0.0)  # NC2 to NC4 stay without a prediction
+    drawing = figures.draw("nc", table, STYLE)
+    drawn = {ax.get_label() for ax in drawing.figure.axes if any(line.get_gid() == "curve:zero" for line in ax.lines)}
+    assert drawn == {"nc1"} and any("NC2, NC3, NC4" in note for note in drawing.notes)
+
+
+def test_the_cascade_law_on_test_is_the_train_fit_plus_twice_the_error():
+    drawing = figures.draw("layers", table_for("layers"), STYLE)
+    (x, train), (_, test) = line(drawing, "nc1_train", "law: D0 rho^l"), line(drawing, "nc1_test", "law: D0 rho^l + 2 err")
+    assert np.ptp(np.diff(np.log(train)) / np.diff(x)) < 1e-9
+    errors = line(drawing, "error_test", "ncc_error:train:epoch 375")[1]
+    np.testing.assert_allclose(test - train, 2 * errors[-1])
+
+
+def test_the_heros_lines_are_where_theory_puts_them():
+    table = change(table_for("hero"), [])
+    table.cells = {
+        "digits-0a1b2c": Cell(
+            "digits-0a1b2c", "collapse", "", {}, {}, (0,), {0: {"data": {"counts": [9] * 3, "test": 797, "classes": 3}}}
+        )
+    }
+    drawing = figures.draw("hero", table, STYLE)
+    for key, factor in (("floor", 2.0), ("two_err", 0.5)):
+        x, y = line(drawing, "hero", key)
+        np.testing.assert_allclose(y[np.isfinite(y)], factor * x[np.isfinite(y)])
+    draw = np.random.default_rng(0)  # the Gaussian curve against simulated points about an ETF of three classes
+    x, y = line(drawing, "hero", "gaussian_etf")
+    i = np.nanargmin(np.abs(y - 0.2))
+    corners = np.sqrt(3 / 2) * (np.eye(3) - 1 / 3)  # unit vectors; Sigma_B = I/2 on its span, so NC1 = (2/3) 2 s^2 for noise s
+    points = corners[0] + np.sqrt(x[i] * 3 / 4) * draw.standard_normal((200_000, 3))
+    wrong = ((points[:, None] - corners) ** 2).sum(2).argmin(1) != 0
+    assert wrong.mean() == pytest.approx(y[i], abs=0.004)
+
+
+def test_no_network_lies_beyond_the_floor():
+    table = table_for("hero")
+    pick = lambda m: table["value"][(table["measure"] == m) & (table["centres"] == "train") & (table["split"] == "test")]  # noqa: E731
+    assert (pick("ncc_error_between") / 2 <= pick("nc1_pinv_strong")).all()  # or the made-up table shows what cannot be
+
+
+def test_a_sweep_knows_what_was_swept():
+    over = swept(sweep())
+    assert over.name == "lambda_w" and set(over.groups.values()) == {"loss=ce", "loss=mse"}
+    assert sorted(set(over.values.values())) == [1e-4, 1e-3, 1e-2, 1e-1]
+
+
+@pytest.mark.parametrize(
+    "cells, reason",
+    [
+        ({"a": {"lr": 0.1}}, "two or more settings"),
+        ({"a": {"lr": 0.1}, "b": {"lr": 0.1}}, "no numeric option"),
+        ({"a": {"loss": "ce"}, "b": {"loss": "mse"}}, "no numeric option"),
+        ({str(i): {"lr": i, "loss": str(i)} for i in range(20)}, "name fewer runs"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(cells, reason):
+    columns = {
+        "measure": ["loss"] * len(cells),
+        "value": [1.0] * len(cells),
+        "cell": list(cells),
+        "split": ["theory"] * len(cells),
+    }
+    table = Loaded(columns, {name: Cell(name, "single", "", config) for name, config in cells.items()})
+    with pytest.raises(RequestError, match=reason):
+        figures.draw("sweep", table, STYLE)
+
+
+def test_the_sweeps_prediction_is_drawn_and_the_distance_said():
+    drawing = figures.draw("sweep", sweep(), STYLE)
+    x, y = line(drawing, "loss", "predicted loss=ce")
+    np.testing.assert_allclose(y, x**0.4)
+    assert any("1e-12" in note for note in drawing.notes)
+
+
+def test_samples_refuses_two_swept_options():
+    table = table_for("samples")
+    cells = {
+        name: Cell(name, c.system, "", {**c.config, "loss": f"l{i % 2}"}, {}, c.seeds, c.results)
+        for i, (name, c) in enumerate(table.cells.items())
+    }
+    with pytest.raises(RequestError, match="more than train_per_class"):
+        figures.draw("samples", Loaded(table, cells), STYLE)
+
+
+def test_samples_draws_the_law_of_interpolation():
+    table = table_for("samples")
+    extra = {"dataset": "interpolation", "classes": 4, "input_dim": 4000, "noise": 0.3, "signal": 3.0}
+    cells = {name: Cell(name, c.system, "", {**c.config, **extra}, {}, c.seeds, c.results) for name, c in table.cells.items()}
+    x, y = line(figures.draw("samples", Loaded(table, cells), STYLE), "nc1", "interpolation")
+    n, d, ratio = x, 4000, (0.3 / 3.0) ** 2
+    np.testing.assert_allclose(y, 3 * ratio * (1 + d * ratio / n) * d / (d - 4 * n))  # theory-test-collapse, item 8
+
+
+def test_borders_are_equally_far_from_two_corners_and_farther_from_the_third():
+    corners = np.array([[0.0, 1.0], [-0.9, -0.4], [0.8, -0.6]])
+    for border, (i, j, k) in zip(borders(corners), ((0, 1, 2), (0, 2, 1), (1, 2, 0)), strict=True):
+        for share in (0.1, 0.5, 1.0):
+            distance = np.linalg.norm(corners - (border[0] + share * (border[1] - border[0])), axis=1)
+            assert distance[i] == pytest.approx(distance[j]) and distance[k] > distance[i]
+
+
+def test_the_plane_of_three_means_keeps_their_distances():
+    means = np.random.default_rng(1).standard_normal((5, 4))
+    plane = plane_of(means, (3, 0, 4))
+    flat = np.array([plane.of(means[k]) for k in (3, 0, 4)])
+    for i, a in enumerate((3, 0, 4)):
+        for j, b in enumerate((3, 0, 4)):
+            assert plane.unit * np.linalg.norm(flat[i] - flat[j]) == pytest.approx(np.linalg.norm(means[a] - means[b]))
+    assert flat[0, 0] == pytest.approx(0, abs=1e-12) and flat[0, 1] > 0 and flat[1, 0] < 0
+
+
+def test_the_most_confused_classes_are_chosen():
+    assert most_confused(np.array([[9, 0, 0, 1], [0, 9, 3, 0], [2, 2, 9, 0], [0, 0, 0, 9]])) == (1, 2, 0)
+
+
+def test_gram_and_confusion_hold_hand_computed_values(tmp_path):
+    table = run_folder(tmp_path, seeds=1)
+    from figure_tables import arrays
+
+    found = arrays(0)
+    means = found["penultimate/train/means"] - found["penultimate/train/means"].mean(0)
+    expected = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
+    rows = {(r[0], r[1], r[2]): r[3] for r in figures.draw("gram", table, STYLE).rows}
+    assert rows["train", "class 0", 1.0] == pytest.approx(expected) and rows["theory", "class 0", 1.0] == -0.25
+    rows = {(r[0], r[1], r[2]): r[3] for r in figures.draw("confusion", table, STYLE).rows}
+    assert rows["nearest", "class 2", 3.0] == pytest.approx(found["test/confusion"][2, 3] / 40)
+
+
+def test_the_spectrum_of_an_etf_is_flat_with_one_zero(tmp_path):
+    drawing = figures.draw("spectrum", run_folder(tmp_path, seeds=1), STYLE)
+    y = line(drawing, "between", "simplex ETF")[1]
+    np.testing.assert_allclose(y[:4], np.linalg.svd(np.eye(5) - 0.2)[1][:4] * np.sqrt(5 / 4))
+    assert np.isnan(y[4])  # drawn at the place for zero
+    assert np.nanmax(np.abs(line(drawing, "between", "train means")[1][:4] / y[:4] - 1)) < 0.05
+
+
+def test_left_out_runs_are_said():
+    from compare.rows import Excluded
+
+    table = make(seeds=1)
+    table.excluded = (Excluded("digits", 3, "diverged: the loss became non-finite at step 7"),)
+    for name in ("trajectory", "nc", "layers", "hero"):
+        assert any("digits seed 3 (diverged" in note for note in figures.draw(name, table, STYLE).notes)
