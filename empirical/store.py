@@ -268,14 +268,17 @@ def undisturbed(*data: Batches) -> Iterator[None]:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products in full float32: TF32 keeps 10 bits, and a collapse of 1e-4 would drown in its rounding."""
-    if not torch.cuda.is_available():
-        yield
-        return
+    """Products in full float32, whatever the caller's autocast and TF32 say.
+
+    TF32 keeps 10 bits and bfloat16 7: a collapse of 1e-4 would drown in their rounding.
+    """
     with ExitStack() as stack:
-        for place in (torch.backends.cuda.matmul, torch.backends.cudnn):
-            stack.callback(setattr, place, "allow_tf32", place.allow_tf32)
-            place.allow_tf32 = False
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+            for place in (torch.backends.cuda.matmul, torch.backends.cudnn):
+                stack.callback(setattr, place, "allow_tf32", place.allow_tf32)
+                place.allow_tf32 = False
         yield
 
 

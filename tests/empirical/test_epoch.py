@@ -129,6 +129,17 @@ def test_order_batches_and_kind_of_data_do_not_matter(setup):
         assert index(rows) == pytest.approx(want, rel=1e-12, abs=1e-13)
 
 
+def test_the_callers_autocast_and_inference_mode_do_not_matter(setup):
+    model, train, test = setup
+    model, pairs = model.float(), [(x.float(), y) for x, y in (train, test)]
+    want = index(empirical.measure(model, pairs[:1], pairs[1:]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert index(empirical.measure(model, pairs[:1], pairs[1:])) == want
+        assert torch.is_autocast_enabled("cpu")
+    with torch.inference_mode():
+        assert index(empirical.measure(model, pairs[:1], pairs[1:])) == want
+
+
 def test_nothing_of_the_training_changes(setup):
     model, train, test = setup
     model.train()
