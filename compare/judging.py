@@ -72,11 +72,17 @@ def judge_runs(table: Table, name: str | None = None) -> list[Judged]:
 
 
 def best_scale(table: Table, one: Paper) -> str | None:
-    """Return the largest scale all of whose cells are among the runs, else the smallest with any of them, else None."""
-    matches = {name: match_cells(table, one, name) for name in SCALES if name in one.scales}
-    whole = [name for name, cells in matches.items() if all(cells.values())]
-    some = [name for name, cells in matches.items() if any(cells.values())]
-    return whole[-1] if whole else some[0] if some else None
+    """Return the scale with most cells of which a registered seed is among the runs (of equals the smaller), or None."""
+    found = {
+        name: sum(
+            any(set(table.cells[cell].seeds) & set(one.scales[name].seeds) for cell in cells)
+            for cells in match_cells(table, one, name).values()
+        )
+        for name in SCALES
+        if name in one.scales
+    }
+    best = max(found, key=lambda name: found[name], default=None)  # of equals the first, which is the smaller scale
+    return best if best and found[best] else None
 
 
 def lines(judged: Sequence[Judged], table: Table) -> list[str]:

@@ -17,6 +17,7 @@ from compare.rows import COLUMNS, Cell, Excluded, Table, table_of
 from ufm import files, identity
 from ufm.errors import RequestError, RunError
 
+MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)  # what reading a strange row raises
 METRICS, MARKER = "metrics.jsonl", "done"
 # A cell of a theory sweep that did not reach its optimum says nothing of the optimum: only these prefixes are compared.
 REACHED = ("converged", "the zero solution", "ok", "done", "finished", "exact")
@@ -44,8 +45,11 @@ def load(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Ta
     return pair.attach(reader.table())
 
 
-def find_settings(path: Path) -> Iterator[tuple[Path, int | None]]:
-    """Yield (setting folder, None), or (setting folder, seed) where `path` is one seed's folder, sorted by name."""
+def find_settings(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[tuple[Path, int | None]]:
+    """Yield (setting folder, None), or (setting folder, seed) where `path` is one seed's folder, sorted by name.
+
+    `above`: the folders that led here, so that a link back to one of them ends.
+    """
     seed = _seed_of(path.name)
     if seed is not None and not (path / "config.json").exists() and (path.parent / "config.json").exists():
         yield path.parent, seed
@@ -53,10 +57,13 @@ def find_settings(path: Path) -> Iterator[tuple[Path, int | None]]:
     if (path / "config.json").exists():
         yield path, None
         return
+    here = path.resolve()
+    if here in above:
+        return
     with os.scandir(path) as entries:
         below = sorted(e.name for e in entries if e.is_dir(follow_symlinks=True))
     for name in below:
-        yield from find_settings(path / name)
+        yield from find_settings(path / name, above | {here})
 
 
 def _seed_of(name: str) -> int | None:
@@ -74,19 +81,23 @@ class _Reader:
     cells: dict[str, Cell] = field(default_factory=dict)
     excluded: list[Excluded] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    seen: set[tuple[Path, int | None]] = field(default_factory=set)  # a run named twice is read once
 
     def table(self) -> Table:
         return table_of(self.columns, self.cells, self.excluded, self.warnings)
 
     def read_setting(self, folder: Path, only_seed: int | None) -> None:
         folder = folder.resolve()
+        if (folder, None) in self.seen or (folder, only_seed) in self.seen:
+            return
+        self.seen.add((folder, only_seed))
         name = self._free_name(folder)
         try:
             document = identity.read_document(folder)
         except (RunError, OSError) as error:
             self.excluded.append(Excluded(name, -1, str(error).replace(f"{folder}{os.sep}", "")))
             return
-        environment = self._json(folder / "env.json") or {}
+        environment = self._record(folder / "env.json")
         seeds = {s: p for p in folder.iterdir() if (s := _seed_of(p.name)) is not None and p.is_dir()}
         if only_seed is not None:
             seeds = {only_seed: folder / f"seed-{only_seed}"}
@@ -112,14 +123,14 @@ class _Reader:
         paper, results, read = papers.paper_of(cell.system, cell.config), {}, []
         environment = dict(cell.environment)
         for seed, folder in sorted(seeds.items()):
-            result = self._json(folder / "result.json") or {}
+            result = self._record(folder / "result.json")
             problem = self._why_not(folder, result) or self._read_metrics(cell.name, paper, seed, folder)
             if problem:
                 self.excluded.append(Excluded(cell.name, seed, problem))
                 continue
             read.append(seed)
             results[seed] = result
-            environment = environment or self._json(folder / "env.json") or {}
+            environment = environment or self._record(folder / "env.json")
         self.cells[cell.name] = Cell(cell.name, cell.system, cell.path, cell.config, environment, tuple(read), results)
 
     def _why_not(self, folder: Path, result: Mapping[str, Any]) -> str:
@@ -142,20 +153,20 @@ class _Reader:
             fresh: dict[str, list[Any]] = {
                 "paper": [paper] * len(rows),
                 "cell": [cell] * len(rows),
-                "seed": [int(r.get("seed", seed)) for r in rows],
+                "seed": [_whole(r.get("seed", seed)) for r in rows],
                 "epoch": [_whole(r.get("epoch")) for r in rows],
                 "step": [_whole(r.get("step")) for r in rows],
-                "split": [r.get("split") or "" for r in rows],
-                "layer": [r.get("layer") or "" for r in rows],
-                "centres": [r.get("centres") or "" for r in rows],
-                "measure": [r["metric"] for r in rows],
+                "split": [_text(r.get("split")) for r in rows],
+                "layer": [_text(r.get("layer")) for r in rows],
+                "centres": [_text(r.get("centres")) for r in rows],
+                "measure": [_text(r["metric"]) for r in rows],
                 "value": [_real(r["value"]) for r in rows],
                 "predicted": [float("nan")] * len(rows),
-                "flag": [r.get("flag") or "" for r in rows],
-                "reason": [r.get("reason") or "" for r in rows],
+                "flag": [_text(r.get("flag")) for r in rows],
+                "reason": [_text(r.get("reason")) for r in rows],
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            return f"{METRICS} has a line that is not a measured row ({type(error).__name__}: {error})"
+        except MALFORMED as error:
+            return f"{METRICS} has a line that is not a measured row ({type(error).__name__}: {str(error)[:80]})"
         for name, column in fresh.items():
             self.columns[name] += column
         return ""
@@ -168,40 +179,45 @@ class _Reader:
             self.excluded.append(Excluded(cell.name, -1, problem))
             return
         paper = papers.paper_of(cell.system, cell.config)
-        for index, row in enumerate(rows):
-            name = f"{cell.name}#{row.get('cell', row.get('index', index))}"
-            status = str(row.get("status", ""))
-            seed = _whole(row.get("seed", (row.get("parameters") or {}).get("seed")))
-            if status and not status.startswith(REACHED):
-                self.excluded.append(Excluded(name, seed, status))
-                continue
-            if name not in self.cells:
-                config = {**cell.config, **(row.get("parameters") or {})}
-                self.cells[name] = Cell(name, cell.system, cell.path, config, cell.environment, (seed,))
-            predicted = _flat(row.get("prediction"))
-            for measure, value in _sweep_values(row).items():
-                fresh = (paper, name, seed, -1, -1, "theory", "penultimate", "self", measure, value)
-                for column, item in zip(
-                    ("paper", "cell", "seed", "epoch", "step", "split", "layer", "centres", "measure", "value"),
-                    fresh,
-                    strict=True,
-                ):
-                    self.columns[column].append(item)
-                self.columns["predicted"].append(predicted.get(measure, float("nan")))
-                self.columns["flag"].append("")
-                self.columns["reason"].append("")
+        # A cell that was computed again has a later row; the last one counts.
+        for key, row in {str(row.get("cell", index)): row for index, row in enumerate(rows)}.items():
+            try:
+                self._read_cell(cell, f"{cell.name}#{key}", paper, row)
+            except MALFORMED as error:
+                reason = f"{sheet.name} has a line that is not a cell ({type(error).__name__}: {str(error)[:80]})"
+                self.excluded.append(Excluded(f"{cell.name}#{key}", -1, reason))
+
+    def _read_cell(self, cell: Cell, name: str, paper: str, row: Mapping[str, Any]) -> None:
+        status, parameters, flags = str(row.get("status", "")), dict(row.get("parameters") or {}), dict(row.get("flags") or {})
+        seed = _whole(row.get("seed", parameters.get("seed")))
+        if status and not status.startswith(REACHED):
+            self.excluded.append(Excluded(name, seed, status))
+            return
+        values, predicted = _sweep_values(row), pair.sweep_predictions(row.get("prediction"))
+        self.cells[name] = Cell(name, cell.system, cell.path, {**cell.config, **parameters}, cell.environment, (seed,))
+        number = len(values)
+        same = {"paper": paper, "cell": name, "seed": seed, "epoch": -1, "step": -1, "split": "theory", "layer": "penultimate"}
+        for column, item in {**same, "centres": "self", "reason": ""}.items():
+            self.columns[column] += [item] * number
+        self.columns["measure"] += values
+        self.columns["value"] += map(float, values.values())
+        self.columns["predicted"] += [predicted.get(measure, float("nan")) for measure in values]
+        self.columns["flag"] += [_text(flags.get(measure)) for measure in values]
 
     # --- files ---
 
-    def _json(self, path: Path) -> Any:
-        """Return the document, or None where the file is missing or not JSON (said once by the caller or as a warning)."""
+    def _record(self, path: Path) -> dict[str, Any]:
+        """Return the document, {} where the file is missing or, with a warning, where it is no JSON object."""
         try:
-            return json.loads(path.read_bytes())
+            document = json.loads(path.read_bytes())
+            if isinstance(document, dict):
+                return document
+            raise ValueError
         except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
             self.warnings.append(f"{path.parent.name}/{path.name}: not readable ({type(error).__name__})")
-            return None
+            return {}
 
     def _lines(self, path: Path) -> tuple[list[dict[str, Any]], str]:
         """Return the rows of a JSON-lines file and '' or a sentence; a torn last line is dropped with a warning."""
@@ -217,10 +233,9 @@ class _Reader:
             self.warnings.append(f"{path.parent.name}/{path.name}: a torn last line of {len(torn)} bytes was left out")
         lines = whole.split(b"\n") if whole else []
         try:
-            rows = json.loads(
-                b"[" + b",".join(lines) + b"]", parse_constant=_no_constant
-            )  # one call is three times as fast as one per line
-        except ValueError:
+            # One call is three times as fast as one per line.
+            rows = json.loads(b"[" + b",".join(lines) + b"]", parse_constant=_no_constant)
+        except (ValueError, RecursionError):
             bad = next((i for i, line in enumerate(lines, 1) if not _is_json(line)), 1)
             return [], f"{path.name} is corrupt at line {bad}"
         if len(rows) != len(lines) or not all(isinstance(row, dict) for row in rows):
@@ -246,13 +261,24 @@ def _no_constant(text: str) -> float:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line, parse_constant=_no_constant)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
 
 def _whole(value: Any) -> int:
-    return -1 if value is None else int(value)
+    number = -1 if value is None else int(value)
+    if not -1 <= number < 2**62:
+        raise ValueError("a number out of range")
+    return number
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where a name belongs")
+    return value
 
 
 def _real(value: Any) -> float:
@@ -260,7 +286,7 @@ def _real(value: Any) -> float:
 
 
 def _flat(record: Any) -> dict[str, float]:
-    """Return the numbers of a (nested) record: {"nc": {"1": .2}} -> {"1": .2}."""
+    """Return the numbers of a (nested) record of measures: {"nc": {"nc1_pinv": .2}} -> {"nc1_pinv": .2}."""
     numbers: dict[str, float] = {}
     for key, value in (record or {}).items() if isinstance(record, Mapping) else ():
         if isinstance(value, Mapping):

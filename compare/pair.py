@@ -54,6 +54,18 @@ def train_predictions(config: Mapping[str, Any]) -> dict[str, Predicted]:
     return predictions
 
 
+def sweep_predictions(prediction: Any) -> dict[str, float]:
+    """Return measure -> predicted value for one cell of a theory sweep, from the prediction recorded with it."""
+    if not isinstance(prediction, Mapping) or not prediction.get("applies", True):
+        return {}
+    found = {"loss": float(prediction["loss"])} if isinstance(prediction.get("loss"), (int, float)) else {}
+    if prediction.get("zero"):
+        return found  # at the zero solution no geometry exists
+    if prediction.get("name"):
+        found |= dict.fromkeys((*_SCATTER, "nc2_to_prediction"), 0.0)
+    return found | dict.fromkeys(_GEOMETRY, 0.0) if prediction.get("name") == "etf" else found
+
+
 def not_an_etf(config: Mapping[str, Any]) -> str:
     """Return why the optimum of this setting is not a simplex ETF, or ''."""
     if float(config.get("imbalance") or 1.0) != 1.0:

@@ -24,6 +24,7 @@ from ufm.files import atomic_write
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 MOST_DETAILS = 60  # claims explained one by one; of more, only those that do not agree
+STRUCTURES = {"etf": "simplex ETF", "of": "orthogonal frame (nonnegative features)", "gof": "general orthogonal frame"}
 MARKS = {AGREES: "\u2713", DEVIATES: "\u2717", UNDECIDED: "?", NOT_RUN: "\u2013"}  # a word and a sign, never a colour alone
 STYLE = """
 :root { color-scheme: light; }
@@ -292,12 +293,13 @@ def _quotient(mean: Sequence[float]) -> str:
 
 def _moment_rows(cell: Cell) -> list[tuple[str, str, str, str]]:
     """The error that the moments of the first seed's test features predict; its gap to the measured one is non-Gaussianity."""
-    found = points.moment_error(cell, cell.seeds[0]) if cell.seeds else None
+    seed = next((s for s in cell.seeds if points.arrays_of(points.seed_folder(cell, s))), None)
+    found = None if seed is None else points.moment_error(cell, seed)
     if found is None:
         return []
     predicted, measured = found
     bounds = f"union bound {format_number(predicted.union)}, Cantelli {format_number(predicted.cantelli)}"
-    note = f"Gaussian test features with the measured class means and covariances, seed {cell.seeds[0]}"
+    note = f"Gaussian test features with the measured class means and covariances, seed {seed}"
     rest = f"{note}; measured error {format_number(measured)}"
     return [("error predicted from the test moments", format_number(predicted.gaussian), bounds, _e(rest))]
 
@@ -322,7 +324,8 @@ def _calibration(table: Table) -> str:
         columns = [("Quantity", "t"), ("Predicted", "n"), ("Measured", "n"), ("Measured / predicted", "n")]
         caveats = list(dict.fromkeys(c for one in made for c in one.caveats))
         price = sum(one.c for one in made) / len(made)
-        note = f"Structure {made[0].structure}, c = {format_number(price)}, means over {len(made)} seeds."
+        structure = STRUCTURES.get(made[0].structure, made[0].structure)
+        note = f"Predicted structure: {structure}; c = {format_number(price)}, means over {len(made)} seeds."
         note = " ".join([note, *map(_sentence, caveats)])
         parts.append(f'<h3>{_e(name)}</h3>\n{_table(columns, rows)}\n<p class="small">{_e(note)}</p>')
     if not parts:

@@ -32,6 +32,7 @@ def test_a_copied_folder_and_a_single_seed_load(tmp_path):
     assert load(copy).rows == load(folder).rows
     one = load(copy / "seed-2")
     assert set(one["seed"]) == {2}
+    assert load([folder, tmp_path / "runs", folder / "seed-1"]).rows == load(folder).rows  # the same run is read once
     both = load([folder, copy])
     assert len(both.cells) == 2 and both.rows == 2 * load(folder).rows
 
@@ -149,3 +150,62 @@ def test_to_pandas_has_the_same_columns(tmp_path):
     write_training(tmp_path, seeds=[0])
     frame = load(tmp_path).to_pandas()
     assert isinstance(frame, pandas.DataFrame) and tuple(frame.columns) == COLUMNS
+
+
+STRANGE = [
+    '{"metric": "a", "value": 1, "split": ["train"]}',
+    '{"metric": 3, "value": 1}',
+    '{"metric": "a", "value": 1, "seed": 1e400}',
+    '{"metric": "a", "value": 1, "step": 100000000000000000000000}',
+    '{"metric": "a", "value": {"x": 1}}',
+    '{"metric": "a"}',
+    "[1, 2]",
+    '{"metric": "a", "value": 1}, {"metric": "b", "value": 2}',
+    "[" * 5000,
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("line", STRANGE)
+def test_a_strange_line_excludes_its_seed_and_nothing_else(tmp_path, line):
+    folder = write_training(tmp_path, seeds=[0, 1])
+    (folder / "seed-0" / "manifest.json").unlink()
+    with open(folder / "seed-0" / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    table = load(tmp_path)
+    assert [x.seed for x in table.excluded] == [0] and "metrics.jsonl" in table.excluded[0].reason
+    assert set(table["seed"]) == {1}
+
+
+@pytest.mark.parametrize(
+    "change", [{"parameters": [1]}, {"seed": "x"}, {"flags": 3}, {"prediction": 7}, {"measures": [1]}, {"loss": "a"}]
+)
+def test_a_strange_cell_never_stops_the_others(tmp_path, change):
+    good = {"cell": "a", "seed": 0, "status": "converged", "loss": 0.5, "parameters": {}}
+    with Run.create(tmp_path, "single", "sweep", {"classes": 4}, environment=ENVIRONMENT) as run:
+        run.append("cells.jsonl", [good, {**good, "cell": "b", **change}])
+        run.finish({"status": "converged"})
+    table = load(tmp_path)
+    assert any(name.endswith("#a") for name in table.cells)
+    assert any(name.endswith("#b") for name in [*table.cells, *(x.cell for x in table.excluded)])
+
+
+def test_of_a_cell_computed_twice_the_later_row_counts(tmp_path):
+    rows = [
+        {"cell": "a", "seed": 0, "status": "failed: the worker was lost", "parameters": {}},
+        {"cell": "a", "seed": 0, "status": "converged", "loss": 0.5, "parameters": {},
+         "measures": {"nc1_pinv": 0.0, "nc2_etf_means": 1e-9},
+         "prediction": {"name": "etf", "applies": True, "loss": 0.5}, "flags": {"nc1_pinv": "degenerate"}},
+    ]  # fmt: skip
+    with Run.create(tmp_path, "single", "sweep", {"classes": 4}, environment=ENVIRONMENT) as run:
+        run.append("cells.jsonl", rows)
+        run.finish({"status": "converged"})
+    table = load(tmp_path)
+    assert not table.excluded and set(table["predicted"]) == {0.5, 0.0}
+    assert table.where(measure="nc1_pinv")["flag"].tolist() == ["degenerate"]
+
+
+def test_a_link_to_a_folder_above_ends(tmp_path):
+    write_training(tmp_path, seeds=[0])
+    (tmp_path / "collapse" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert len(load(tmp_path).cells) == 1
