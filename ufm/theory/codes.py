@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from ufm import geometry
 from ufm.prediction import DERIVED, EVIDENCE, STATED, Prediction, not_applicable
 from ufm.problem import Problem
 from ufm.theory.contrast import Contrast
@@ -77,23 +78,16 @@ def code_gram(classes: int, dim: int) -> tuple[str, np.ndarray] | None:
     if classes <= dim + 1 or dim < 2:
         return None
     if dim == 2:
-        index = np.arange(classes)
-        return "polygon", np.cos(2 * math.pi * (index[:, None] - index) / classes)
-    if classes == 2 * dim:
-        return "cross-polytope", np.kron(np.eye(dim), np.array([[1.0, -1.0], [-1.0, 1.0]]))
-    signs = [(a, b) for a in (1.0, -1.0) for b in (1.0, -1.0)]
-    if (classes, dim) == (12, 3):
-        golden = (1 + math.sqrt(5)) / 2
-        points = [np.roll([0.0, a, b * golden], k) for a, b in signs for k in range(3)]
-        name = "icosahedron"
+        name, rows = "polygon", geometry.polygon(classes)
+    elif classes == 2 * dim:
+        name, rows = "cross-polytope", geometry.cross_polytope(dim)
+    elif (classes, dim) == (12, 3):
+        name, rows = "icosahedron", geometry.icosahedron()
     elif (classes, dim) == (24, 4):
-        pairs = [(i, j) for i in range(4) for j in range(i)]
-        points = [a * np.eye(4)[i] + b * np.eye(4)[j] for a, b in signs for i, j in pairs]
-        name = "24-cell"
+        name, rows = "24-cell", geometry.cell24()
     else:
         return None
-    rows = np.array(points)
-    return name, rows @ rows.T / float(rows[0] @ rows[0])
+    return name, rows @ rows.T
 
 
 def sphere(problem: Problem) -> Prediction:
@@ -158,7 +152,7 @@ def _code(problem: Problem) -> Prediction:
         singular_values=np.linalg.svd(z, compute_uv=False) * math.sqrt(problem.count_vector[0]),
         status=EVIDENCE,
         assumptions=("balanced classes", "unit rows", RELABEL),
-        reference="jiang2023",
+        reference="alcala2026" if name == "cross-polytope" else "jiang2023",
         details=details | {"code": name, "self_dual": True, "min_angle": math.degrees(math.acos(1 - margin[0]))},
     )
 

@@ -45,7 +45,7 @@ def balanced(problem: Problem) -> Prediction:
         logits=z + b0,
         bias=np.full(K, b0),
         assumptions=("balanced classes", f"d >= {max(needed, 1)}", "global minimum"),
-        reference="zhou2022mse",
+        reference="massion2026" if problem.bias == "ridge" else "zhou2022mse",
         tolerance=1e-12,
         zero=t == 0 and beta == 0,
         thresholds=thresholds,

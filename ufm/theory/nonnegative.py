@@ -16,6 +16,7 @@ from ufm.theory.contrast import Contrast
 from ufm.theory.etf import centring
 from ufm.theory.reduced import Reduced, obstacle, reduce, single_layer
 
+SMALLEST_MULTIPLIER = 1e-280
 FEW_SEEDS = "the landscape has bad local minima with non-negative features: use several starts or d >= 2K"
 
 
@@ -38,6 +39,8 @@ def contrast(problem: Problem) -> Prediction:
     if reduced.ball and problem.loss == "focal":
         return not_applicable("focal loss on non-negative features is known for the ridge penalty only")
     c = _multiplier(reduced, phi) if reduced.ball else reduced.penalty
+    if c is None:
+        return not_applicable("the energy budget is so large that the softmax underflows; lower energy_w * energy_h")
     prices = c * reduced.columns / reduced.mass * math.sqrt((K - 1) / K)
     a = np.array([phi.minimise(price) for price in prices])
     live = int(np.count_nonzero(a))
@@ -79,8 +82,8 @@ def _factors(reduced: Reduced, a: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _multiplier(reduced: Reduced, phi: Contrast) -> float:
-    """Return the multiplier at which the gauge of Z uses up the layer-peeled budget; 0 where smoothing leaves some over."""
+def _multiplier(reduced: Reduced, phi: Contrast) -> float | None:
+    """Return the multiplier that uses up the layer-peeled budget; 0 where smoothing leaves some over, None at underflow."""
     from scipy.optimize import brentq
 
     K = reduced.classes
@@ -96,6 +99,8 @@ def _multiplier(reduced: Reduced, phi: Contrast) -> float:
     low = high / 10
     while gauge(low) < reduced.radius:
         low /= 1e3
+        if low < SMALLEST_MULTIPLIER:
+            return None
     return math.exp(brentq(lambda t: gauge(math.exp(t)) - reduced.radius, math.log(low), math.log(high), xtol=1e-15))
 
 
