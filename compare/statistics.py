@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,9 +96,10 @@ def bootstrap_error(
     data = np.asarray(sample, dtype=np.float64)
     if len(data) < 2:
         return math.nan
-    result = stats.bootstrap(
-        (data,), statistic, axis=0, n_resamples=resamples, method="percentile", vectorized=True, rng=np.random.default_rng(seed)
-    )
+    # SciPy renamed the argument in 1.15.
+    name = "rng" if "rng" in inspect.signature(stats.bootstrap).parameters else "random_state"
+    options = {"n_resamples": resamples, "method": "percentile", "vectorized": True, name: np.random.default_rng(seed)}
+    result = stats.bootstrap((data,), statistic, axis=0, **options)
     return float(np.max(result.standard_error))
 
 

@@ -89,9 +89,8 @@ class Claim:
 
     def controlled(self) -> Claim:
         """Return the negative control of the claim: the same statement where it must fail."""
-        own = {"predicted", "tolerance", "least", "least_each", "terms"}
         change = dict(self.control)
-        changes: dict[str, Any] = {k: v for k, v in change.items() if k in own}
+        changes: dict[str, Any] = {k: v for k, v in change.items() if k in OWN}
         if "terms" in changes:
             changes["terms"] = tuple(t for t in self.terms if t.measure in changes["terms"])
         over = self.over
@@ -99,6 +98,11 @@ class Claim:
             over = over.changed({**change, "factor": change.get("over_factor", over.factor)})
         value = self.value.changed({k: v for k, v in change.items() if k != "factor"})
         return dataclasses.replace(self, name=f"{self.name}-control", value=value, over=over, null=None, control={}, **changes)
+
+
+# What a control or a null may change: a quantity's fields, the claim's numbers, the cell that is read, the kind of noise.
+OWN = {"predicted", "tolerance", "least", "least_each", "terms"}
+CHANGES = {f.name for f in dataclasses.fields(Quantity)} | OWN | {"over_factor", "cell", "random"}
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,10 @@ def _quantity(where: str, record: Any) -> Quantity | float:
     if not isinstance(record, Mapping):
         raise RequestError(f"{where}: {record!r} is not a quantity; write {{ measure = ... }} or a number")
     _known(where, "a quantity", record, {f.name for f in dataclasses.fields(Quantity)})
-    return Quantity(**record)
+    made = Quantity(**record)
+    if made.epoch not in ("last", "all") and (isinstance(made.epoch, bool) or not isinstance(made.epoch, int)):
+        raise RequestError(f'{where}: epoch {made.epoch!r} of {made.measure} is not "last", "all" or a number')
+    return made
 
 
 def _claim(where: str, record: Mapping[str, Any]) -> Claim:
@@ -193,6 +200,8 @@ def _claim(where: str, record: Mapping[str, Any]) -> Claim:
     value = _quantity(where, record["value"])
     if not isinstance(value, Quantity):
         raise RequestError(f"{where}: the value of claim {record['name']!r} is a number; name a measured quantity")
+    for part in ("null", "control"):
+        _known(where, f"the {part} of claim {record['name']!r}", record.get(part) or {}, CHANGES)
     for name in ("predicted", "tolerance", "least", "least_each", "seeds_needed"):
         number = record.get(name, 0.0)
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):

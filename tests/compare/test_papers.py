@@ -85,6 +85,8 @@ def test_a_papers_file_of_ones_own_is_read_by_its_path(tmp_path):
         ("[[claims]]", "[[claims]]\n[[claims]]", "missing"),
         ("version = 1", "version = ", "not valid TOML"),
         ("version = 1", 'version = "x"', "wrong type"),
+        ("control = { epoch = 0 }", "control = { epohc = 0 }", "did you mean 'epoch'"),
+        ('{ measure = "nc1_pinv" }', '{ measure = "nc1_pinv", epoch = "first" }', "epoch 'first'"),
         ('kind = "ratio"', 'kind = "ratio"\nleast = "ten"', "least 'ten' of claim 'a' is not a finite number"),
         ("[[claims]]", "claims = 3\n[other]", "wrong type"),
     ],

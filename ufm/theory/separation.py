@@ -86,6 +86,7 @@ def gaussian_etf_error(nc1: Any, classes: int) -> np.ndarray:
     Args:
         nc1: NC1 > 0 about the true means, any shape. classes: K >= 2.
     """
+    from scipy.integrate import trapezoid
     from scipy.special import log_ndtr
 
     K = _classes(classes)
@@ -99,7 +100,7 @@ def gaussian_etf_error(nc1: Any, classes: int) -> np.ndarray:
     z = np.linspace(0.0, 1.0, NODES) * (A / 2 + 2 * SPAN) + A / 2 - SPAN
     logs = -0.5 * (z - A) ** 2 - 0.5 * math.log(2 * math.pi)
     integrand = np.exp(logs) * -np.expm1((K - 1) * log_ndtr(z))
-    return np.where(np.isnan(x), np.nan, np.trapezoid(integrand, z, axis=-1))[()]
+    return np.where(np.isnan(x), np.nan, trapezoid(integrand, z, axis=-1))[()]
 
 
 def gaussian_etf_nc1(error: float, classes: int) -> float:
