@@ -63,6 +63,8 @@ def jobs_of(path: Path, device: str | None) -> tuple[Study, list[Job]]:
         root = path.parent.parent
         return chosen, [_job(chosen, s, seed, root, device) for s in settings for seed in document["seeds"]]
     run = Run.open(path)
+    if run.system == "measure":
+        raise RequestError(f"{path} was measured in somebody's own loop or from a file; run that script or command again")
     chosen = study(run.system)
     setting = from_setting(chosen.spec, run.config)
     if run.seed is not None:

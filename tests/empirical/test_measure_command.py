@@ -75,6 +75,13 @@ def test_the_same_request_finds_the_same_folder(features, tmp_path):
     assert Run.open(one["run"]).rows("metrics.jsonl") == one["rows"]
 
 
+def test_a_measured_run_says_how_to_go_on(features, tmp_path):
+    run("measure", "--features", features, "--out", tmp_path / "runs")
+    (folder,) = (tmp_path / "runs" / "measure").iterdir()
+    status, message = failure(run("resume", folder))
+    assert status == 2 and "again" in message
+
+
 def test_flags_are_said(tmp_path):
     made = make("exact")
     labels = made["labels"]
