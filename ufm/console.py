@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -218,7 +219,8 @@ def explain(error: Exception) -> tuple[int, str]:
 
 
 def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    """One line, and no word of it longer than a path can be: a value of a megabyte is not repeated."""
+    return re.sub(r"\S{300,}", lambda word: f"{word[0][:200]}...{word[0][-60:]}", " ".join(str(message).split()))[:1500]
 
 
 def _leave(code: int) -> NoReturn:

@@ -82,7 +82,7 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
     if kind in ("floats", "ints"):
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, Sequence) or not len(parts):
-            raise RequestError(f"{flag} {value!r} is not a list of numbers; write for example 1,2,3")
+            raise RequestError(f"{flag} {_short(value)} is not a list of numbers; write for example 1,2,3")
         return tuple(_number(flag, part, kind[:-1], meta) for part in parts)
     if kind in ("float", "int"):
         return _number(flag, value, kind, meta)
@@ -94,7 +94,7 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
     if kind == "file":
         return _file(flag, text)
     if meta["choices"] is not None and text not in meta["choices"]:
-        raise RequestError(f"{flag} {text!r} is not known; {suggest(text, meta['choices'])}")
+        raise RequestError(f"{flag} {_short(text)} is not known; {suggest(text, meta['choices'])}")
     return text
 
 
@@ -201,7 +201,7 @@ def _range(flag: str, text: str) -> list[float | int]:
         if isinstance(error, RequestError):
             raise
     raise RequestError(
-        f"{flag} {text!r} is not a range; write 1:5:9 (9 linear), 1e-5:1e-1:20log (positive ends) or 0:5 (integers 0..4)"
+        f"{flag} {_short(text)} is not a range; write 1:5:9 (9 linear), 1e-5:1e-1:20log (positive ends) or 0:5 (integers 0..4)"
     )
 
 
