@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,8 @@ def draw_all(
         except RequestError as error:
             missing.append(f"figure {figure}{f' of {cell}' if cell else ''}: {error}")
             continue
-        name = figure if len(cells) == 1 or not cell else f"{figure}-{cell}"
+        # A folder copied from elsewhere may have any name; a file's name keeps its plain part.
+        name = figure if len(cells) == 1 or not cell else f"{figure}-{re.sub(r'[^A-Za-z0-9._-]', '_', cell)[:80]}"
         files = save(drawing, folder / f"{name}{suffix}", style=style, provenance=origin) if folder else []
         svg = render(drawing, ".svg", style, {})
         pictures.append(Picture(figure, cell, svg, f"{entry.summary} ({entry.assumptions})", drawing.notes, tuple(files)))

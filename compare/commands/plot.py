@@ -6,7 +6,7 @@ import click
 
 from compare.commands.shared import json_option, output_path, runs_argument, say_left_out
 from compare.figures import FIGURES
-from ufm.console import examples, print_json
+from ufm.console import examples, print_json, safe_text
 
 FORMATS = (".pdf", ".svg", ".png", ".pgf")
 
@@ -61,5 +61,5 @@ def command(figure: str, runs: tuple[str, ...], output: str, width: str, as_json
         print_json({"figure": figure, "files": [str(f) for f in files], "notes": list(drawing.notes)})
         return
     for note in drawing.notes:
-        click.echo(note)
+        click.echo(safe_text(note))
     click.echo("written: " + ", ".join(str(f) for f in files))

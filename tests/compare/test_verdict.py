@@ -188,6 +188,15 @@ def test_mean_over_seeds_joins_seed_and_sample_variance():
     assert joined.deviation == pytest.approx(math.sqrt(1 / 3 + 1)) and joined.freedom == pytest.approx(2 * 16)
 
 
+def test_five_seeds_cover_what_they_say_and_false_agreement_is_rare():
+    rng = np.random.default_rng(7)
+    draws = np.exp(math.log(0.01) + 0.5 * rng.standard_normal((2000, 5)))  # the truth sits exactly on the tolerance
+    means = [mean_over_seeds(row, log=True) for row in draws]
+    covered = np.mean([low <= 0.01 <= high for low, high in (m.interval() for m in means)])
+    assert covered == pytest.approx(0.90, abs=0.02)
+    assert np.mean([m.p_below(0.01) <= 0.05 for m in means]) == pytest.approx(0.05, abs=0.015)
+
+
 def test_bootstrap_error_of_a_mean_is_its_standard_error():
     sample = np.random.default_rng(0).standard_normal(400)
     assert bootstrap_error(sample) == pytest.approx(stats.sem(sample), rel=0.1)
