@@ -53,6 +53,11 @@ def test_a_budget_beyond_float64_is_refused(features):
     assert not found.applies and "budget" in found.reason
 
 
+def test_a_collapse_ratio_beyond_float64_is_left_out():
+    found = ufm.predict(ufm.Problem(3, 3, (9, 4, 4), constraint="ball", energy_w=1e4))
+    assert found.applies and found.details["minority_collapse_ratio"] is None
+
+
 def test_the_block_multiplier_is_the_slope_of_the_loss():
     """d loss / d budget = -multiplier (envelope theorem), by central differences."""
     p = ufm.Problem(5, 5, (40, 40, 6, 6, 6), constraint="ball", energy_w=1.5)

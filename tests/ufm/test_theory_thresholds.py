@@ -180,6 +180,7 @@ def test_layer_peeled_ball_straddles_its_ratio():
         found = ufm.predict(ufm.Problem(6, 6, counts, constraint="ball"))
         spread = np.linalg.norm(found.gram_w[3] - found.gram_w[4])
         assert (spread < 1e-9) == (factor > 1) and found.details["minority_collapse"] == (factor > 1)
+        assert found.details["minority_collapse_ratio"] == pytest.approx(ratio)
         assert np.trace(found.gram_w) / 6 == pytest.approx(1.0, rel=1e-12)  # both budgets are used up
         assert np.trace(found.gram_h) / 6 == pytest.approx(1.0, rel=1e-12)
 
@@ -242,3 +243,11 @@ def test_tiny_losses_keep_their_digits():
     from ufm.theory import symmetric
 
     assert symmetric.soft_targets(soft).loss == pytest.approx(expected, rel=1e-10)
+
+
+def test_squared_error_between_the_frames():
+    """Non-negative features with a free bias cost more than free features with it, less than non-negative ones without."""
+    p = ufm.Problem(4, 8, 6, loss="mse", bias="free", features="nonnegative", lambda_w=0.01, lambda_h=0.001)
+    found = ufm.predict(p).loss
+    assert found == pytest.approx(0.0263528, abs=5e-8)
+    assert ufm.predict(p.replace(features="free")).loss < found < ufm.predict(p.replace(bias="none")).loss

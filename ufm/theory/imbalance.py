@@ -146,6 +146,9 @@ def step(problem: Problem) -> Prediction:
     z = _logits(in_a, blocks)
     loss = float(reduced.mass @ cross_entropy(reduced.targets, z)[0])
     zero = blocks.nuclear == 0
+    details = _details(in_a, B, c, blocks)
+    if reduced.ball and B.size > 1 and problem.class_weights is None:
+        details["minority_collapse_ratio"] = _collapse_ratio(A.size, B.size, reduced.radius / problem.classes)
     rank = sum((g.size - 1) * g.live(c) for g in (A, B)) + (blocks.between > 1)
     if problem.dim < rank:
         return not_applicable(f"the optimum has rank {rank} but d = {problem.dim}; no theorem covers fewer dimensions")
@@ -158,7 +161,7 @@ def step(problem: Problem) -> Prediction:
         reference="fang2021" if reduced.ball else "hong2023",
         zero=zero,
         thresholds=_thresholds(A, B, c, blocks),
-        details=_details(in_a, B, c, blocks),
+        details=details,
         **factors(reduced, z),
     )
 
@@ -243,12 +246,20 @@ def minority_collapse_ratio(majority: int, minority: int, energy: float = 1.0) -
 
     At the threshold the multiplier of |Z|_* <= K sqrt(E_W E_H) is n_B / N, so R_0 is one scalar root.
     """
-    from scipy.optimize import brentq
-
     if majority < 1 or minority < 2 or not energy > 0:
         raise RequestError(
             f"majority {majority}, minority {minority}, energy {energy}: give majority >= 1, minority >= 2, energy > 0"
         )
+    ratio = _collapse_ratio(majority, minority, energy)
+    if ratio is None:
+        raise RequestError(f"energy {energy} is so large that R_0 exceeds e^{LARGEST_LOG_RATIO:g}; lower it")
+    return ratio
+
+
+def _collapse_ratio(majority: int, minority: int, energy: float) -> float | None:
+    """Return R_0, or None where it leaves the range of float64."""
+    from scipy.optimize import brentq
+
     K = majority + minority
 
     def excess(log_ratio: float) -> float:
@@ -260,5 +271,5 @@ def minority_collapse_ratio(majority: int, minority: int, energy: float = 1.0) -
     while excess(high) < 0:
         high += 2.0
         if high > LARGEST_LOG_RATIO:
-            raise RequestError(f"energy {energy} is so large that R_0 exceeds e^{LARGEST_LOG_RATIO:g}; lower it")
+            return None
     return math.exp(brentq(excess, 1e-12, high, xtol=1e-14))

@@ -48,6 +48,7 @@ def contrast(problem: Problem) -> Prediction:
         return not_applicable(f"{live} live classes need {live} orthogonal directions, here d = {problem.dim}; give d >= {live}")
     data = np.array([float(phi.value(x)) for x in a])
     loss = float(reduced.mass @ data) + (0.0 if reduced.ball else c * math.sqrt((K - 1) / K) * float(reduced.columns @ a))
+    critical = phi.critical_price()[0]
     proven = not phi.gamma or all(
         phi.supported(x, min(p, float(phi.slope(0.0))) if x == 0 else p) for x, p in zip(a, prices, strict=True)
     )
@@ -62,7 +63,7 @@ def contrast(problem: Problem) -> Prediction:
         reference="dang2024",
         unique=not spare,
         zero=live == 0,
-        thresholds={f"class {k}": float(p / phi.critical_price()[0]) for k, p in enumerate(prices)},
+        thresholds={f"class {k}": float(p / critical) for k, p in enumerate(prices)},
         details={"a": a, "multiplier": c, "dead_classes": [int(k) for k in np.flatnonzero(a == 0)]},
         **({} if spare else _factors(reduced, a)),
     )
