@@ -176,10 +176,7 @@ class Legend:
 
     def line(self, label: str, look: Look) -> None:
         """Name a curve."""
-        marker = look.marker or "None"
-        self.entries.setdefault(
-            label, Line2D([], [], color=look.color, linestyle=look.dashes, lw=look.width, marker=marker, label=label)
-        )
+        self.entries.setdefault(label, Line2D([], [], label=label, **_line_of(look)))
 
     def mark(self, label: str, **look: Any) -> None:
         """Name a kind of point; these come after the curves."""
@@ -196,6 +193,12 @@ class Legend:
     def handles(self) -> list[Any]:
         """Return curves first, then bands and marks."""
         return [*self.entries.values(), *self.marks.values()]
+
+
+def _line_of(look: Look) -> dict[str, Any]:
+    """Return a look as matplotlib's keywords; the white edge keeps a marker apart from its own dotted line."""
+    line = {"color": look.color, "linestyle": look.dashes, "linewidth": look.width}
+    return {**line, "marker": look.marker or "None", "markeredgecolor": "white", "dash_capstyle": "butt"}
 
 
 ZERO_MARK = {"marker": "v", "markersize": 4.0, "markerfacecolor": "none", "markeredgewidth": 0.8}
@@ -219,9 +222,8 @@ def draw_curve(
         low, high = np.where(banded, curve.low, np.nan), np.where(banded, curve.high, np.nan)
         ax.fill_between(curve.x, axis.place(low), high, where=banded, color=look.color, alpha=0.12 if theory else 0.2, lw=0,
                         zorder=1.5, gid=f"band:{curve.key}")  # fmt: skip
-    every = 0.11 if np.isfinite(shown).sum() > 8 and look.dashes != "none" else None
-    ax.plot(curve.x, shown, color=look.color, linestyle=look.dashes, lw=look.width, marker=look.marker or "None", markevery=every,
-            zorder=order, gid=f"curve:{curve.key}", label=label, solid_capstyle="round", dash_capstyle="butt")  # fmt: skip
+    every = _marks_at(ax) if np.isfinite(shown).sum() > 8 and look.dashes != "none" else None
+    ax.plot(curve.x, shown, markevery=every, zorder=order, gid=f"curve:{curve.key}", label=label, **_line_of(look))
     legend.line(label, look)
     if curve.censored.any():
         at, mark = curve.x[curve.censored], {**ZERO_MARK, "markersize": zero_size, "color": look.color, "label": "_"}
@@ -232,6 +234,12 @@ def draw_curve(
         place = y if y > axis.bottom else axis.zero or axis.bottom
         ax.plot([x], [place], linestyle="none", color=look.color, zorder=5, gid=f"end:{curve.key}", label="_", **END_MARK)
         legend.mark("a run ends here (diverged)", color="#444444", **END_MARK)
+
+
+def _marks_at(ax: Axes) -> tuple[float, float]:
+    """Return where a curve has its markers, shifted from one curve to the next so that those of close curves stay apart."""
+    before = sum(str(line.get_gid()).startswith("curve:") for line in ax.lines)
+    return (0.037 * (before % 3), 0.11)
 
 
 def zero_line(ax: Axes, axis: LogAxis, look: Look, legend: Legend, label: str) -> None:

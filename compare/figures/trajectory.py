@@ -135,6 +135,8 @@ def _notes(curves: list[Curve], samples: float, lines: Mapping[str, Curve]) -> t
     notes = [
         f"Curves are means over {seed_counts(curves)} (geometric; arithmetic for error rates that reach 0) with 95 % "
         f"Student-t intervals of the log mean; error rates and the lines drawn from them: {sample}.",
+        "Test variability is about the test set's own means, about the train mean of the true class (strong), "
+        "or about the nearest train mean (weak).",
         "Limits: training time grows at a fixed training set (t, then n). Epoch 0 is the untrained network.",
     ]
     if not all(lines.values()):
