@@ -181,7 +181,13 @@ def _dispatch(jobs: Sequence[Job], workers: int, cluster: str | None, scratch: s
     if cluster:
         from distributed import Client
 
-        with Client(cluster), joblib.parallel_config(backend="dask"):
+        try:
+            client = Client(cluster, timeout=10)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise RunError(
+                f"--cluster {cluster}: no dask scheduler answers ({error}); start one or name another address"
+            ) from None
+        with client, joblib.parallel_config(backend="dask"):
             yield from joblib.Parallel(return_as="generator_unordered")(tasks)
         return
     try:

@@ -146,9 +146,8 @@ class Request:
     def jobs(self, device: str) -> list[Job]:
         """Return the trainings of this shard, settings first."""
         e = self.execution
-        every = [
-            Job(self.study.name, setting, seed, e.out, device, e.threads) for setting in self.settings for seed in self.seeds
-        ]
+        root = os.path.abspath(e.out) if e.cluster else e.out  # the workers of a cluster have folders of their own
+        every = [Job(self.study.name, setting, seed, root, device, e.threads) for setting in self.settings for seed in self.seeds]
         if e.shard is None:
             return every
         index, number = read_shard(e.shard)

@@ -61,7 +61,7 @@ class Progress:
             from tqdm import tqdm
 
             if self.bar is None:
-                shape = "{l_bar}{bar}| [{elapsed}<{remaining}] {postfix}"
+                shape = "{l_bar}{bar}| [{elapsed}<{remaining}{postfix}]"
                 self.bar = tqdm(total=self.jobs, file=sys.stderr, leave=False, bar_format=shape)
             self.bar.n = done
             self.bar.set_postfix_str(line)
