@@ -16,7 +16,7 @@ class Toy:
     x: float = option(1.0, "a number", low=0, grid=True)
     k: int = option(1, "an integer", low=0, grid=True)
     mode: str = option(
-        "ok", "what happens", choices=("ok", "raise", "memory", "kill", "nan", "term", "sleep", "diverge"), grid=True
+        "ok", "what happens", choices=("ok", "raise", "memory", "kill", "nan", "term", "sleep", "diverge", "pause"), grid=True
     )
     deaths: int = option(99, "how often the mode's accident happens", low=0)
     marks: str = option(None, "folder in which accidents are counted", kind="path", setting=False)
@@ -46,6 +46,8 @@ def _cell(spec, seed):
         os.kill(os.getpid(), signal.SIGKILL)
     if spec.mode == "term":
         os.kill(os.getpid(), signal.SIGTERM)
+    if spec.mode == "pause":
+        time.sleep(0.02)
     if spec.mode == "sleep":
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(20)
