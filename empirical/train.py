@@ -134,7 +134,7 @@ def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
         test=test,
         info=info,
         network=network,
-        forward=torch.compile(network) if experiment.compile else network,
+        forward=torch.compile(network, dynamic=False) if experiment.compile else network,
         objective=objective(experiment.loss, experiment.smoothing, experiment.focal_gamma),
         optimizer=optimizer_of(experiment, network),
         clock=clock,

@@ -79,9 +79,8 @@ def print_outcomes(
         values = dataclasses.asdict(setting)
         final = outcome.result.get("final", {})
         row = {name: values[name] for name in varied} | {"seed": outcome.seed}
-        row |= {heading: final.get(key) for heading, key in study.columns.items()}
-        if row.get("2 err") is not None:
-            row["2 err"] = 2 * row["2 err"]
+        for heading, (key, factor) in study.columns.items():
+            row[heading] = None if final.get(key) is None else factor * final[key]
         row["seconds"] = round(sum(outcome.result.get("seconds", {}).values()), 1) if outcome.result else None
         rows.append(row | {"status": outcome.status + (" (before)" if outcome.skipped else "")})
     if as_json:

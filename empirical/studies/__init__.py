@@ -20,7 +20,7 @@ class Study:
     spec: a dataclass of options, `Experiment` or a subclass.
     check: (experiment, seed) -> Cost; every wrong request is found here, before anything is written.
     train: (experiment, run, *, device, threads, stop, report) -> the run's result.
-    columns: of the result's final values, for the printed table: heading -> "split/layer/centres/metric".
+    columns: of the result's final values, for the printed table: heading -> ("split/layer/centres/metric", factor).
     examples: two pairs (command line, how long it takes), for `--help`.
     """
 
@@ -29,7 +29,7 @@ class Study:
     spec: type
     check: str
     train: str
-    columns: dict[str, str]
+    columns: dict[str, tuple[str, float]]
     examples: tuple[tuple[str, str], tuple[str, str]]
 
     def function(self, which: str) -> Callable[..., Any]:

@@ -12,11 +12,11 @@ STUDY = Study(
     check="empirical.collapse:check",
     train="empirical.collapse:train",
     columns={
-        "train NC1": "train/penultimate/self/nc1_pinv",
-        "test NC1": "test/penultimate/train/nc1_pinv_strong",
-        "2 err": "test/penultimate/train/ncc_error",
-        "train error": "train/network/self/error",
-        "test error": "test/network/self/error",
+        "train NC1": ("train/penultimate/self/nc1_pinv", 1.0),
+        "test NC1": ("test/penultimate/train/nc1_pinv_strong", 1.0),
+        "2 err": ("test/penultimate/train/ncc_error", 2.0),
+        "train error": ("train/network/self/error", 1.0),
+        "test error": ("test/network/self/error", 1.0),
     },
     examples=(
         ("empirical run collapse --preset digits --seeds 0:5", "5 networks, 15 s on 2 cores"),

@@ -247,6 +247,27 @@ def test_a_signal_saves_and_the_rest_gives_the_same_rows(tmp_path, monkeypatch):
     assert caught.value.signum == 15 and rows == whole and result["resumed_at"] == [13]
 
 
+def test_train_collapses_and_test_does_not(tmp_path):
+    """A fifth of the digits preset: the claim's sign, against the untrained network of the same run."""
+    experiment = Experiment(dataset="digits", weight_decay=2e-3, steps=600, measure_at="1").resolved()
+    outcome = work(Job("collapse", experiment, 0, str(tmp_path), "cpu"))
+    rows = Run.open(outcome.path).rows("metrics.jsonl")
+    untrained, train, test = (
+        next(
+            r["value"]
+            for r in rows
+            if (r["step"], r["split"], r["layer"], r["centres"], r["metric"]) == (step, split, "penultimate", centres, metric)
+        )
+        for step, split, centres, metric in (
+            (0, "train", "self", "nc1_pinv"),
+            (600, "train", "self", "nc1_pinv"),
+            (600, "test", "train", "nc1_pinv_strong"),
+        )
+    )
+    assert train < 0.05 * untrained and test > 2 * train
+    assert Run.open(outcome.path).read_tensors("tensors.safetensors")["weight"].shape == (10, 128)
+
+
 def test_a_finished_seed_is_not_touched(tmp_path):
     job = Job("collapse", small(epochs=1), 0, str(tmp_path), "cpu")
     first = work(job)
