@@ -11,12 +11,14 @@ import numpy as np
 from compare.figures.axes import Legend, LogAxis, decades, finish, fix_ticks, panels, tick_labels, title
 from compare.figures.drawing import Drawing
 from compare.figures.series import COLUMNS, Measured, excluded_note, facts
+from compare.figures.settings import names
 from compare.style import GROUP_COLORS, GROUP_MARKERS, GROUPS, LOOKS, Look, Style, escape, shades
 from ufm.errors import RequestError
 
 POINTS = (*COLUMNS, "cell", "seed", "epoch", "layer")
 X_LABEL = r"Test NC1 about the train means $=\mathrm{Tr}(\Sigma_W^{\mathrm{test}}\Sigma_B^{+})/K$"
 NARROW_X_LABEL = r"Test NC1 about the train means (strong)"
+_RING = {"marker": "o", "markersize": 6.0, "markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 0.8}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         RequestError: no point has both values.
     """
     rows = Measured.of(table)
-    clouds = _clouds(rows)
+    clouds = _clouds(rows, names(table, rows.distinct("cell")))
     if not clouds:
         raise RequestError(
             "the rows hold no pair of nc1_pinv_strong and ncc_error on test; draw a run of `empirical run collapse`"
@@ -55,7 +57,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     return Drawing(figure, POINTS, out, _notes(clouds, classes) + excluded_note(table))
 
 
-def _clouds(rows: Measured) -> list[Cloud]:
+def _clouds(rows: Measured, called: Mapping[str, str]) -> list[Cloud]:
     test = rows.where(split="test", centres="train")
     errors = {key: value for key, value, _ in _points(test.where(measure="ncc_error"))}
     found: dict[str, list[tuple[tuple[Any, ...], float, float]]] = {}
@@ -71,7 +73,9 @@ def _clouds(rows: Measured) -> list[Cloud]:
     if by_layer:
         groups.sort(key=lambda group: {"input": -1, "penultimate": 1}.get(group[0], 0))  # else in the order of the forward pass
     colors = shades(len(groups)) if by_layer else GROUP_COLORS
-    return [_cloud(escape(name or "run"), points, color) for (name, points), color in zip(groups, colors, strict=False)]
+    labels = [called.get(name) or escape(name or "run") for name, _ in groups]
+    labels = [f"{i + 1}: {label}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]  # cut to the same text
+    return [_cloud(label, points, color) for label, (_, points), color in zip(labels, groups, colors, strict=False)]
 
 
 def _points(rows: Measured) -> list[tuple[tuple[Any, ...], float, str]]:
@@ -110,6 +114,8 @@ def _draw(ax: Any, style: Style, clouds: Sequence[Cloud], classes: Sequence[int]
     fix_ticks(ax.xaxis, ticks, tick_labels(ticks), minor)
     for index, cloud in enumerate(clouds):
         _scatter(ax, axis, cloud, Look(cloud.color, marker=GROUP_MARKERS[index]), legend)
+    if any(cloud.last.any() for cloud in clouds):
+        legend.mark("last epoch", **_RING)
     grid = np.geomspace(left, right, 200)
     for key, label, look, values in _theory(grid, classes):
         inside = (values >= axis.low) & (values <= 1)
@@ -153,16 +159,7 @@ def _scatter(ax: Any, axis: LogAxis, cloud: Cloud, look: Look, legend: Legend) -
         )
     if cloud.last.any():
         y = np.where(cloud.error > 0, cloud.error, axis.zero or axis.low)[cloud.last]
-        ring = {"linestyle": "none", "marker": "o", "markersize": 6.0, "markerfacecolor": "none", "markeredgecolor": "#000000"}
-        ax.plot(cloud.nc1[cloud.last], y, markeredgewidth=0.8, zorder=5, gid=f"last:{cloud.label}", label="_", **ring)
-        legend.mark(
-            "last epoch",
-            marker="o",
-            markersize=6.0,
-            markerfacecolor="none",
-            markeredgecolor="k",
-            markeredgewidth=0.8,
-        )
+        ax.plot(cloud.nc1[cloud.last], y, linestyle="none", zorder=5, gid=f"last:{cloud.label}", label="_", **_RING)
 
 
 def _rows(cloud: Cloud) -> list[tuple[Any, ...]]:
@@ -174,7 +171,7 @@ def _rows(cloud: Cloud) -> list[tuple[Any, ...]]:
 
 def _notes(clouds: Sequence[Cloud], classes: Sequence[int]) -> tuple[str, ...]:
     notes = [
-        f"{sum(len(c.nc1) for c in clouds)} points: every run, seed, epoch and layer; the layer's logits are left out.",
+        f"{sum(len(c.nc1) for c in clouds)} points: every run, seed, epoch and layer; the logits are left out.",
         "The lines need K affinely independent train means; the floor is about the nearest mean in the Sigma_B^+ metric (err_B).",
         "Limits: training time grows at a fixed training set (t, then n).",
     ]

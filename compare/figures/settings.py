@@ -86,6 +86,17 @@ def swept(table: Mapping[str, Any], along: str = "") -> Swept:
     return Swept(name, {cell: float(setting[name]) for cell, setting in settings.items()}, groups)
 
 
+def names(table: Mapping[str, Any], cells: list[str]) -> dict[str, str]:
+    """Return what to call each cell in a legend: the one or two options in which they differ, else their folders' names."""
+    known = getattr(table, "cells", None) or {}
+    settings = {name: setting_of(known[name]) for name in cells if name in known}
+    differ = [key for key in _keys(settings) if len(_distinct(settings, key)) > 1]
+    if len(settings) < len(cells) or not 0 < len(differ) <= 2:
+        return {name: escape(name or "run") for name in cells}
+    described = {name: _describe(setting, differ) for name, setting in settings.items()}
+    return described if len(set(described.values())) == len(cells) else {name: escape(name) for name in cells}
+
+
 def _keys(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for setting in settings.values() for key in setting))
 

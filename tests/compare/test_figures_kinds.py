@@ -186,3 +186,14 @@ def test_left_out_runs_are_said():
     table.excluded = (Excluded("digits", 3, "diverged: the loss became non-finite at step 7"),)
     for name in ("trajectory", "nc", "layers", "hero"):
         assert any("digits seed 3 (diverged" in note for note in figures.draw(name, table, STYLE).notes)
+
+
+def test_settings_of_a_cloud_are_named_by_what_differs_and_never_merged():
+    table = make(seeds=1, layers=("penultimate",), epochs=(0, 5), cells=("x" * 40 + "1", "x" * 40 + "2"))
+    legend = lambda t: [text.get_text() for text in figures.draw("hero", t, STYLE).figure.legends[0].get_texts()]  # noqa: E731
+    assert len([text for text in legend(table) if "xxx" in text]) == 2
+    table.cells = {
+        name: Cell(name, "collapse", "", {"weight_decay": wd})
+        for name, wd in zip(dict.fromkeys(table["cell"]), (5e-4, 2e-3), strict=True)
+    }
+    assert {"weight_decay=0.0005", "weight_decay=0.002"} <= set(legend(table))
