@@ -85,7 +85,8 @@ def _dry_run(plan: Any, workers: int, as_json: bool) -> int:
         print_json({"cells": number, "chunks": len(plan.chunks), "seconds": seconds, "memory": plan.memory * workers})
     else:
         memory = machine.bytes_text(plan.memory * workers)
-        click.echo(f"{number} cells in {len(plan.chunks)} chunks, about {machine.seconds_text(seconds)}, {memory} of memory")
+        counted = f"{number} cell{'s' * (number != 1)} in {len(plan.chunks)} chunk{'s' * (len(plan.chunks) != 1)}"
+        click.echo(f"{counted}, about {machine.seconds_text(seconds)}, {memory} of memory")
     return 0
 
 
