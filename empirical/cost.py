@@ -11,8 +11,9 @@ from empirical.experiment import Experiment
 from empirical.schedule import Clock, measuring_steps
 from ufm.errors import RequestError
 
-FLOPS = 2e10  # of one core on small matrices: an estimate within a factor of three is all that is wanted
+FLOPS = 5e10  # of one core on small matrices: an estimate within a factor of three is all that is wanted
 STEP_SECONDS = 1.1e-4  # of one step and one layer of a small network, whatever its size
+PROCESS = 400 * 2**20  # Python with torch and the measures loaded
 COPIES = 5  # parameters, gradients, momentum, a checkpoint being written, and one to spare
 
 
@@ -36,7 +37,7 @@ def cost_of(experiment: Experiment, shape: tuple[int, ...], classes: int, test: 
     passes = 3 * clock.steps * clock.batch + looks * (clock.samples + test)
     inputs = 4 * math.prod(shape) * (clock.samples + test)
     batch = max(clock.batch, min(1000, clock.samples))
-    total = 4 * COPIES * parameters + 12 * batch * activations + 2 * inputs
+    total = PROCESS + 4 * COPIES * parameters + 12 * batch * activations + 2 * inputs
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if total > available:
         raise RequestError(

@@ -185,9 +185,10 @@ class Request:
         if as_json:
             print_json(document)
         else:
+            plural = "" if workers == 1 else "es"
             click.echo(
-                f"{len(jobs)} trainings, {len(missing)} of them missing, {document['steps']} steps; roughly "
-                f"{seconds:.0f} s with {workers} processes on {device}'s host, {document['bytes'] / 2**20:.0f} MiB"
+                f"trainings: {len(jobs)}, missing: {len(missing)}, steps: {document['steps']}; roughly {max(1, round(seconds))} s "
+                f"on {device} with {workers} process{plural}, {document['bytes'] / 2**20:.0f} MiB"
             )
         return 0
 
