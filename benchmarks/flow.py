@@ -26,7 +26,7 @@ def descent(problem: object) -> tuple[object, int]:
     """Return (W at T, gradient evaluations) of plain gradient descent with autograd on every sample."""
     import torch
 
-    from ufm.flow import start
+    from ufm.flows import start
 
     w, h, _ = (torch.tensor(part, requires_grad=True) for part in start(problem, "random", 0.1, 0))
     labels = torch.arange(problem.classes).repeat_interleave(int(problem.counts))
@@ -52,7 +52,7 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from ufm.flow import flow
+    from ufm.flows import flow
 
     torch.set_num_threads(1)
     rows = []

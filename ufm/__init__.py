@@ -22,6 +22,7 @@ _LAZY = {
     "solve_many": "ufm.solve:solve_many",
     "predict": "ufm.predict:predict",
     "structures": "ufm.predict:structures",
+    "flow": "ufm.flows:flow",
     "measure": "ufm.measure:",
     "geometry": "ufm.geometry:",
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -47,7 +49,7 @@ def solve_deep(
     run_seeds = list(run_seeds) if run_seeds is not None else [0] * len(problems)
     groups: dict[tuple, list[int]] = {}
     for i, p in enumerate(problems):
-        groups.setdefault((p.classes, p.dim, p.depth, p.activation, p.loss, p.bias != "none"), []).append(i)
+        groups.setdefault((p.classes, p.dim, p.depth, p.activation, p.loss, p.bias), []).append(i)
     solutions: list[Solution | None] = [None] * len(problems)
     for (*_, activation, _, _), members in groups.items():
         batch = deep.Batch([problems[i] for i in members], device)
@@ -59,8 +61,8 @@ def solve_deep(
             done = sum(n for _, n in stages)
         else:
             _, _, done = deep.lbfgs(batch, x, tol, steps or 3000, stop)
-        for i, solution in zip(members, _finish(batch, x, [problems[i] for i in members], chosen, done, tol), strict=True):
-            solutions[i] = _with_seed(solution, run_seeds[i])
+        for i, end in zip(members, _ends(batch, x), strict=True):
+            solutions[i] = _solution(problems[i], end, method=chosen, steps=done, tol=tol, seed=run_seeds[i])
     return solutions  # type: ignore[return-value]  # every index is in exactly one group
 
 
@@ -69,78 +71,74 @@ def _scaled_stages(steps: int) -> tuple[tuple[float, int], ...]:
     return tuple((rate, max(1, round(n * share))) for rate, n in deep.ADAM_STAGES)
 
 
-def _with_seed(solution: Solution, seed: int) -> Solution:
-    from dataclasses import replace
+@dataclass(frozen=True, eq=False)
+class End:
+    """Where one cell of a batch ended."""
 
-    return replace(solution, seed=seed)
+    weights: tuple[torch.Tensor, ...]  # W_1 .. W_L
+    features: torch.Tensor  # (d, K), class means times sqrt(n_k)
+    bias: torch.Tensor
+    roots: torch.Tensor  # sqrt(n_k)
+    loss: float
+    residual: float  # relative gradient
+    imbalance: float  # max/min - 1 of lambda |.|^2 over layers and features
 
 
-def _finish(
-    batch: deep.Batch, x: torch.Tensor, problems: Sequence[Problem], method: str, steps: int, tol: float
-) -> list[Solution]:
+def _ends(batch: deep.Batch, x: torch.Tensor) -> list[End]:
     gradient = torch.empty_like(x)
     loss = batch.value_and_gradient(x, gradient)
     residual = deep.relative_gradient(batch, x, gradient)
-    weights, features, bias = batch.views(x)
-    energies = torch.stack([(w**2).sum((1, 2)) for w in weights] + [(features**2).sum((1, 2))], 1) * batch.lambdas
-    spread = energies.amax(1) / energies.amin(1).clamp_min(1e-300) - 1
-    known_at: dict[Problem, dict[str, float]] = {}
-    results = []
-    for i, problem in enumerate(problems):
-        if problem not in known_at:
-            known_at[problem] = {name: q.loss for name, q in deep_theory.structures(problem).items()}
-        results.append(
-            _solution(
-                batch, i, problem, known_at[problem], float(loss[i]), float(residual[i]), float(spread[i]), method, steps, tol
-            )
+    weights, features, bias = batch.views(x.cpu())
+    roots, lambdas = batch.roots.cpu(), batch.lambdas.cpu()
+    energies = torch.stack([(w**2).sum((1, 2)) for w in weights] + [(features**2).sum((1, 2))], 1) * lambdas
+    imbalance = energies.amax(1) / energies.amin(1).clamp_min(1e-300) - 1
+    return [
+        End(
+            tuple(w[i].clone() for w in weights),
+            features[i],
+            bias[i],
+            roots[i],
+            float(loss[i]),
+            float(residual[i]),
+            float(imbalance[i]),
         )
-    return [r(weights, features, bias) for r in results]
+        for i in range(len(x))
+    ]
 
 
-def _solution(
-    batch: deep.Batch,
-    i: int,
-    problem: Problem,
-    known: dict[str, float],
-    loss: float,
-    residual: float,
-    spread: float,
-    method: str,
-    steps: int,
-    tol: float,
-) -> Callable[..., Solution]:
-    def make(weights: list[torch.Tensor], features: torch.Tensor, bias: torch.Tensor) -> Solution:
-        own = tuple(w[i].clone() for w in weights)
-        states = [features[i] / batch.roots[i]]
-        for weight in own[:-1]:
-            state = weight @ states[-1]
-            states.append(state.relu() if problem.activation == "relu" else state)
-        logits = own[-1] @ states[-1] + bias[i][:, None]
-        settled = residual <= 10 * tol or (problem.activation == "relu" and spread < BALANCE_MATCH)
-        ranks = tuple(_rank(state * batch.roots[i]) for state in states)
-        structure, status = classify(loss, ranks, known, settled, float((own[-1] @ states[-1]).norm()))
-        offset = bias[i].clone()
-        if problem.loss == "ce":
-            offset = offset - offset.mean()
-        return Solution(
-            problem=problem,
-            W=own[-1],
-            H=states[0].T.contiguous(),
-            b=offset,
-            loss=loss,
-            logits=logits.T.contiguous() - bias[i] + offset,
-            status=status,
-            iterations=steps,
-            gradient_norm=residual,
-            method=method,
-            seed=0,
-            weights=own,
-            layer_means=tuple(s.T.contiguous() for s in states),
-            layer_ranks=ranks,
-            structure=structure,
-        )
+def _solution(problem: Problem, end: End, *, method: str, steps: int, tol: float, seed: int) -> Solution:
+    states = [end.features / end.roots]  # class means of H_1, then after each activation
+    for weight in end.weights[:-1]:
+        state = weight @ states[-1]
+        states.append(state.relu() if problem.activation == "relu" else state)
+    output = end.weights[-1] @ states[-1]
+    ranks = tuple(_rank(state * end.roots) for state in states)
+    settled = end.residual <= 10 * tol or (problem.activation == "relu" and end.imbalance < BALANCE_MATCH)
+    structure, status = classify(end.loss, ranks, _known_losses(problem), settled, float(output.norm()))
+    bias = end.bias - end.bias.mean() if problem.loss == "ce" else end.bias.clone()
+    return Solution(
+        problem=problem,
+        W=end.weights[-1],
+        H=states[0].T.contiguous(),
+        b=bias,
+        loss=end.loss,
+        logits=output.T + bias,
+        status=status,
+        iterations=steps,
+        gradient_norm=end.residual,
+        method=method,
+        seed=seed,
+        weights=end.weights,
+        layer_means=tuple(s.T.contiguous() for s in states),
+        layer_ranks=ranks,
+        structure=structure,
+    )
 
-    return make
+
+@functools.lru_cache(maxsize=1024)
+def _known_losses(problem: Problem) -> dict[str, float]:
+    """Return structure name -> loss; a sweep asks for one problem once per seed."""
+    return {name: q.loss for name, q in deep_theory.structures(problem).items()}
 
 
 def _rank(matrix: torch.Tensor) -> int:

@@ -24,7 +24,7 @@ LAWS = {
 
 def simulate(tasks: Sequence[Task], device: str) -> list[dict[str, Any]]:
     """Return one row per task: the end of the path, and the distance to the law where one exists."""
-    from ufm.flow import flow_many
+    from ufm.flows import flow_many
 
     rows: list[dict[str, Any]] = [{} for _ in tasks]
     groups: dict[tuple, list[int]] = {}

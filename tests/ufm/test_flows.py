@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from ufm.central_path import central_path
-from ufm.flow import flow, flow_many, start
+from ufm.flows import flow, flow_many, start
 from ufm.problem import Problem
 
 FREE_MSE = Problem(classes=4, dim=16, counts=10, loss="mse", lambda_w=0.0, lambda_h=0.0, bias="free")
