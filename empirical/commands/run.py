@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,8 +188,8 @@ class Request:
         else:
             plural = "" if workers == 1 else "es"
             click.echo(
-                f"trainings: {len(jobs)}, missing: {len(missing)}, steps: {document['steps']}; roughly {max(1, round(seconds))} s "
-                f"on {device} with {workers} process{plural}, {document['bytes'] / 2**20:.0f} MiB"
+                f"trainings: {len(jobs)}, missing: {len(missing)}, steps: {document['steps']}; roughly "
+                f"{max(1, round(seconds))} s on {device} with {workers} process{plural}, {document['bytes'] / 2**20:.0f} MiB"
             )
         return 0
 
@@ -203,11 +204,13 @@ class Request:
             self.check()
         target = write_sweep(self.execution.out, self.study.name, self.settings, self.seeds)
         workers = self.workers(device, len(missing))
+        # A shard goes on by its own command: finished seeds are skipped, begun ones taken up.
+        again = ["empirical", *sys.argv[1:]] if self.execution.shard else ["empirical", "resume", str(target)]
         with Progress(len(jobs), workers) as progress:
             outcomes = run_jobs(
                 jobs,
                 workers=workers,
-                resume=f"empirical resume {shlex.quote(str(target))}",
+                resume=shlex.join(again),
                 cluster=self.execution.cluster,
                 progress=progress.of_job,
                 finished=progress.finished,
