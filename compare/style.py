@@ -45,7 +45,7 @@ LOOKS = {
     "test_self": Look("#e8a000", _DOTS, "^", 1.5),
     "test_weak": Look("#2f9bd0", _DOTS, "v", 1.5),
     "error": Look("#7a4b94", _DOTS, "D", 1.5),
-    "ncc_error": Look("#1f9e89", _DOTS, "X", 1.5),
+    "ncc_error": Look("#1f9e89", _DOTS, "P", 1.5),
     "weights": Look("#6b6b6b", (0, (5, 1, 1, 1)), "D"),
     "optimum": Look("#000000", (0, (3.2, 2.0)), "", 1.0),
     "theory": Look("#000000", (0, (7.0, 2.0)), "", 1.0),

@@ -117,8 +117,9 @@ def decades(low: float, high: float) -> tuple[list[float], list[float]]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Return labels in one notation: as plain numbers where all are between 0.01 and 1000, else as powers of ten."""
-    if all(0.0099 < v < 1001 for v in values):
+    """Return labels in one notation: plain from 0.01 to 1000 (1-2-5 ticks: from 0.001), else powers of ten."""
+    least = 0.0099 if all(_power(v).startswith("$10") for v in values) else 0.00099
+    if all(least < v < 1001 for v in values):
         return [f"{v:.6g}" for v in values]
     return [_power(v) for v in values]
 

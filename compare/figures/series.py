@@ -37,9 +37,8 @@ class Curve:
         return len(self.x) > 0 and bool(np.isfinite(self.value).any())
 
     def scaled(self, factor: float, key: str) -> Curve:
-        """Return the curve times `factor` under another key."""
-        ends = tuple((x, factor * value) for x, value in self.ends)
-        return replace(self, key=key, value=self.value * factor, low=self.low * factor, high=self.high * factor, ends=ends)
+        """Return the curve times `factor` under another key; where runs ended is marked on the curve itself."""
+        return replace(self, key=key, value=self.value * factor, low=self.low * factor, high=self.high * factor, ends=())
 
     def rows(self, panel: str) -> list[tuple[Any, ...]]:
         """Return the CSV rows under `COLUMNS`."""

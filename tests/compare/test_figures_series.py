@@ -81,6 +81,8 @@ def test_ticks_are_powers_of_ten_or_1_2_5_and_few():
     assert decades(0.15, 0.9)[0] == pytest.approx([0.2, 0.5])
     assert len(decades(1e-30, 1e5)[0]) <= 6
     assert tick_labels([0.01, 1, 100]) == ["0.01", "1", "100"]
+    assert tick_labels([0.002, 0.005, 0.01]) == ["0.002", "0.005", "0.01"]
+    assert tick_labels([2e-5, 1e-5]) == ["$2\\cdot10^{-5}$", "$10^{-5}$"]
     assert tick_labels([1e-3, 1]) == ["$10^{-3}$", "$10^{0}$"]
 
 
