@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from ufm.errors import RequestError
@@ -26,3 +27,12 @@ def resolve_device(text: str) -> str:
         have = f"this machine has {count}" if count else "this machine has no usable CUDA GPU"
         raise RequestError(f"--device {text}: {have}; use --device cpu or auto")
     return f"cuda:{number}"
+
+
+def processes(asked: int, device: str, jobs: int) -> int:
+    """Return how many processes train `jobs` networks: as asked; 0 means one per core on a CPU and one on a GPU.
+
+    No more than there are networks, so that one network never waits for the start of a process.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(asked or (1 if device.startswith("cuda") else cores), jobs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
@@ -42,11 +41,13 @@ def resume(runs: tuple[str, ...], device: str | None, workers: int, as_json: boo
         jobs |= dict.fromkeys(these)
     assert chosen is not None
     missing = [job for job in jobs if not (job.path / "done").is_file()]
-    processes = max(1, min(workers or len(os.sched_getaffinity(0)), len(missing)))
-    with Progress(len(jobs), processes) as progress:
+    from empirical.devices import processes
+
+    number = processes(workers, next((job.device for job in missing), "cpu"), len(missing))
+    with Progress(len(jobs), number) as progress:
         outcomes = run_jobs(
             list(jobs),
-            workers=processes,
+            workers=number,
             resume=f"empirical resume {' '.join(map(shlex.quote, runs))}",
             progress=progress.of_job,
             finished=progress.finished,
@@ -60,7 +61,7 @@ def jobs_of(path: Path, device: str | None) -> tuple[Study, list[Job]]:
         document = read_sweep(path)
         chosen = study(document["study"])
         settings = [from_setting(chosen.spec, setting) for setting in document["settings"]]
-        root = path.parent.parent
+        root = path.resolve().parent.parent
         return chosen, [_job(chosen, s, seed, root, device) for s in settings for seed in document["seeds"]]
     run = Run.open(path)
     if run.system == "measure":
@@ -74,8 +75,9 @@ def jobs_of(path: Path, device: str | None) -> tuple[Study, list[Job]]:
         listed = read_sweep(path)["seeds"] if (path / FILE).is_file() else []
         seeds = sorted({*present, *listed})
     root = run.setting_path.resolve().parent.parent
-    if run.setting_path.resolve().name != folder_name(setting):
-        raise RequestError(f"{path}: the folder must be named {folder_name(setting)} to be resumed; give it its name back")
+    place = Path(chosen.name) / folder_name(setting)
+    if Path(*run.setting_path.resolve().parts[-2:]) != place:
+        raise RequestError(f"{path}: to be resumed the folder must lie at {place} inside the folder of runs; move it there")
     return chosen, [_job(chosen, setting, seed, root, device) for seed in seeds]
 
 

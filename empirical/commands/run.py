@@ -159,20 +159,15 @@ class Request:
         check = self.study.function("check")
         return [check(setting, self.seeds[0]) for setting in self.settings]
 
-    def workers(self, device: str, jobs: int) -> int:
-        """Return the number of processes: no more than there are trainings, and not the start of a process for one."""
-        asked = self.execution.workers or (1 if device.startswith("cuda") else len(os.sched_getaffinity(0)))
-        return max(1, min(asked, jobs))
-
     def describe(self, as_json: bool) -> int:
         """Print what it would cost."""
-        from empirical.devices import resolve_device
+        from empirical.devices import processes, resolve_device
 
         device, costs = resolve_device(self.execution.device), self.check()
         jobs = self.jobs(device)
         missing = [job for job in jobs if not (job.path / "done").is_file()]
         by_setting = dict(zip(self.settings, costs, strict=True))
-        workers = self.workers(device, len(missing))
+        workers = processes(self.execution.workers, device, len(missing))
         seconds = sum(by_setting[job.experiment].seconds for job in missing) / workers
         document = {
             "trainings": len(jobs),
@@ -195,7 +190,7 @@ class Request:
 
     def execute(self, as_json: bool) -> int:
         """Train what is missing; print and return the exit status."""
-        from empirical.devices import resolve_device
+        from empirical.devices import processes, resolve_device
 
         device = resolve_device(self.execution.device)
         jobs = self.jobs(device)
@@ -203,7 +198,7 @@ class Request:
         if missing:
             self.check()
         target = write_sweep(self.execution.out, self.study.name, self.settings, self.seeds)
-        workers = self.workers(device, len(missing))
+        workers = processes(self.execution.workers, device, len(missing))
         # A shard goes on by its own command: finished seeds are skipped, begun ones taken up.
         again = ["empirical", *sys.argv[1:]] if self.execution.shard else ["empirical", "resume", str(target)]
         with Progress(len(jobs), workers) as progress:

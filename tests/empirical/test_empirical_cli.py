@@ -12,6 +12,7 @@ from empirical import presets
 from empirical.cli import COMMANDS
 from empirical.commands.run import Request, read_layers
 from empirical.data import DATASETS
+from empirical.devices import processes
 from empirical.experiment import Experiment, from_setting
 from empirical.models import MODELS
 from empirical.studies import STUDIES, study
@@ -261,3 +262,18 @@ def test_no_space_is_one_line(empirical, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", full)
     code, _, err = empirical("run", "collapse", *TINY)
     assert code == 1 and "free some space" in err
+
+
+def test_a_moved_run_is_not_resumed_into_another_place(empirical, tmp_path):
+    empirical("run", "collapse", *TINY)
+    (setting,) = find_runs([tmp_path / "runs"])
+    moved = setting.rename(tmp_path / setting.name)
+    code, _, err = empirical("resume", moved)
+    assert code == 2 and "must lie at collapse" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "jobs", "expected"), [(0, "cuda:0", 9, 1), (3, "cpu", 9, 3), (3, "cpu", 2, 2), (0, "cpu", 0, 1)]
+)
+def test_number_of_processes(asked, device, jobs, expected):
+    assert processes(asked, device, jobs) == expected
