@@ -66,9 +66,14 @@ class Reduced:
         return replace(self, targets=self.targets.select(index), sizes=self.sizes[index.cpu().numpy()], **tensors)
 
 
+def groups_of(problem: Problem) -> int:
+    """Return the number of distinct targets."""
+    return problem.classes if problem.targets is None else len(problem.targets)
+
+
 def columns(problem: Problem) -> int:
     """Return T, the number of features a problem is solved for: its distinct targets, or its samples (supcon)."""
-    return problem.total if problem.loss == "supcon" else len(problem.count_vector)
+    return problem.total if problem.loss == "supcon" else groups_of(problem)
 
 
 def outputs_of(problem: Problem) -> int:
@@ -82,7 +87,7 @@ def internal_dim(problem: Problem, wide: bool = True) -> int:
     With features >= 0 there are bad local minima, hardly any at r >= 2T (theory: 0 of 16 starts against 2 of 8 at r = T):
     such problems are first solved `wide`, and in their own dimension only where the wide solution does not fit into it.
     """
-    groups = len(problem.count_vector)
+    groups = groups_of(problem)
     if problem.features == "nonnegative":  # non-negativity ties features to coordinates: no rotation is free
         wide = wide and problem.loss != "supcon" and problem.constraint == "ridge" and problem.dim >= groups
         return max(problem.dim, 2 * groups) if wide else problem.dim
@@ -117,7 +122,7 @@ def reduce(problems: Sequence[Problem], device: str | torch.device = "cpu", wide
         offset = offset + ABSENT * np.eye(groups)
     budget = None
     if first.constraint == "ball":
-        budget = np.array([(p.classes * p.energy_w, len(p.count_vector) * p.energy_h) for p in problems]) ** 0.5
+        budget = np.array([(p.classes * p.energy_w, groups_of(p) * p.energy_h) for p in problems]) ** 0.5
     has_bias = first.bias != "none"
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -159,7 +164,7 @@ def bias_scale(problem: Problem) -> float:
     """Make the curvature along the bias comparable with that along V: |U_k|^2/N against 1, with |U_k|^2 ~ 5 sqrt(n)."""
     if problem.constraint != "ridge":
         return 1.0
-    return float((5 / (problem.classes * (problem.total / len(problem.count_vector)) ** 0.5)) ** 0.5)
+    return float((5 / (problem.classes * (problem.total / groups_of(problem)) ** 0.5)) ** 0.5)
 
 
 def signature(problem: Problem) -> tuple:
@@ -204,20 +209,12 @@ def balance(problem: Problem) -> tuple[float, np.ndarray]:
     return u, 1 / (u * np.sqrt(problem.count_vector))
 
 
-def embedding(rows: int, total: int, seed: int) -> Tensor:
-    """Return an orthonormal map (rows, total), rows <= total, from the stream "embedding"."""
-    if rows == total:
-        return torch.eye(rows, dtype=torch.float64)
-    q, _ = np.linalg.qr(stream(seed, "embedding").normal(size=(total, rows)))
-    return torch.as_tensor(np.ascontiguousarray(q.T))
-
-
-def expand(problem: Problem, u: Tensor, v: Tensor, b: Tensor | None, seed: int) -> dict[str, Tensor | None]:
+def expand(problem: Problem, u: Tensor, v: Tensor, b: Tensor | None) -> dict[str, Tensor | None]:
     """Return W (K, d), H (T, d), b, logits (T, K) and features from the factors of one reduced problem."""
     scale_w, scale_h = balance(problem)
     if problem.features == "free":
-        lift = embedding(u.shape[1], problem.dim, seed)
-        u, v = u @ lift, v @ lift
+        pad = (0, problem.dim - u.shape[1])  # the simplest orthonormal embedding: coordinates that are zero
+        u, v = torch.nn.functional.pad(u, pad), torch.nn.functional.pad(v, pad)
     else:
         u, v = _fit(u, v, problem.dim)
     weight, means = scale_w * u, torch.as_tensor(scale_h)[:, None] * v

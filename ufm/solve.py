@@ -15,6 +15,7 @@ from ufm.reduce import (
     columns,
     expand,
     fits,
+    groups_of,
     internal_dim,
     outputs_of,
     padded,
@@ -31,9 +32,10 @@ from ufm.tables import load, suggest
 
 STEPS = 5000
 START = 0.5  # standard deviation of the start in balanced coordinates; zero itself is a saddle
+LARGE = 5000  # parameters from which Newton's few costly steps beat many cheap ones (7 times at K = 100)
 CHUNK = 24 << 20  # bytes worked on at once: small enough for the outer cache, large enough to hide the cost of a call
 LARGEST = 64 << 30  # bytes; a problem beyond it is a typing error on any machine this runs on
-PATIENCE = 400  # iterations without halving the residual before a solve counts as stalled
+PATIENCE = 2000  # iterations without halving the residual before a solve counts as stalled
 COMPACT = 0.75  # finished problems leave the batch when no more than this share is left
 COARSE = 1e-3  # tolerance of the temperatures on the way to the one asked for
 STATUS = (Status.CONVERGED, Status.ZERO, Status.STEP_LIMIT, Status.STALLED, Status.DIVERGED)
@@ -68,12 +70,13 @@ def solve_many(
     lr: float | None = None,
     device: str = "cpu",
 ) -> list[Solution]:
-    """Solve depth-1 problems in batches, every one from its own random start; the answers do not depend on the batch.
+    """Solve problems in batches, every one from its own random start; at depth 1 the answers do not depend on the batch.
 
     Args:
-        problems: any mix of sizes, losses, biases and constraints; equal kinds are solved together.
+        problems: any mix of sizes, losses, biases, constraints and depths; equal kinds are solved together.
         method: "auto" (L-BFGS; projected where features are non-negative), or a name of `ufm.solvers.METHODS`. Optimum
             methods solve the reduced problem; "gd", "momentum", "adam" and "flow" move every sample from a random start.
+            At depth > 1 "auto", "adam" and "lbfgs", see `ufm.solve_deep.solve_deep`.
         seeds: one root seed for all, or one per problem; the start is the stream "init" of it.
         steps: at most so many iterations; None for the method's own limit.
         tol: the scale-free gradient |grad| / (c |x|) in balanced coordinates at which a solve has converged.
@@ -94,6 +97,8 @@ def solve_many(
         raise RequestError(f"tol {tol!r} is out of range; give a relative gradient in [0, 1) such as 1e-10")
     if steps is not None and steps < 1:
         raise RequestError(f"steps {steps!r} is out of range; give an integer >= 1, or None")
+    if any(p.depth > 1 for p in problems):
+        return _by_depth(problems, seeds, method=method, steps=steps, tol=tol, lr=lr, device=device)
     if method not in ("auto", *SOLVERS):
         return load(METHODS, method, "method")(problems, seeds, method=method, steps=steps, tol=tol, lr=lr, device=device)
     names = [_method_for(p, method) for p in problems]
@@ -108,6 +113,24 @@ def solve_many(
     return out  # type: ignore[return-value]
 
 
+def _by_depth(
+    problems: list[Problem], seeds: list[int], *, method: str, steps: int | None, tol: float, lr: float | None, device: str
+) -> list[Solution]:
+    """Solve the deep problems of a mixture by `ufm.solve_deep` and the others here."""
+    from ufm.solve_deep import solve_deep
+
+    if lr is not None:
+        raise RequestError("lr is not used with depth > 1, whose methods choose their own steps; leave it out")
+    deep, flat = ([i for i, p in enumerate(problems) if (p.depth > 1) == wanted] for wanted in (True, False))
+    chosen = [[problems[i] for i in part] for part in (deep, flat)]
+    of = [[seeds[i] for i in part] for part in (deep, flat)]
+    solved = solve_deep(chosen[0], run_seeds=of[0], method=method, steps=steps, tol=tol, device=device)
+    if flat:
+        solved += solve_many(chosen[1], method=method, seeds=of[1], steps=steps, tol=tol, device=device)
+    found = dict(zip([*deep, *flat], solved, strict=True))
+    return [found[i] for i in range(len(problems))]
+
+
 def _seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
     if seeds is None or isinstance(seeds, int):
         return [check_seed(seeds or 0)] * count
@@ -119,7 +142,7 @@ def _seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
 def _method_for(problem: Problem, method: str) -> str:
     """Return the solver's name; RequestError for a problem that has no optimum or that the method does not solve."""
     if problem.depth > 1:
-        raise RequestError(f"depth {problem.depth} is a deep model; use ufm.solve_deep for it, or depth=1")
+        raise RequestError(f"depth {problem.depth} is not solved by this command; use `ufm simulate deep`, ufm.solve or depth=1")
     if problem.constraint == "ridge" and problem.penalty == 0 and problem.loss != "supcon":
         raise RequestError("lambda_w * lambda_h is 0: there is no optimum to find; use positive values, or method='gd'")
     if problem.loss == "supcon" and problem.bias != "none":
@@ -128,7 +151,11 @@ def _method_for(problem: Problem, method: str) -> str:
         raise RequestError("constraint='ball' with features='nonnegative' is not solved; use constraint='ridge'")
     nonnegative = problem.features == "nonnegative"
     if method == "auto":
-        return "projected" if nonnegative else "lbfgs"
+        if nonnegative:
+            return "projected"
+        k, t, r = outputs_of(problem), columns(problem), internal_dim(problem)
+        convex = problem.constraint == "ridge" and problem.loss != "focal"
+        return "newton" if convex and (k + t) * r >= LARGE else "lbfgs"  # by size alone: the batch must not matter
     if nonnegative != (method == "projected") and not (nonnegative and method == "scipy"):
         known = "projected or scipy" if nonnegative else "lbfgs, newton or scipy"
         raise RequestError(f"method {method!r} does not solve features={problem.features!r}; use auto, {known}")
@@ -147,7 +174,7 @@ def _groups(problems: list[Problem], names: list[str]) -> list[list[int]]:
         sizes = (outputs_of(p), columns(p), internal_dim(p))
         if p.constraint == "ridge" and p.features == "free":
             sizes = padded(sizes)
-        groups.setdefault((name, *signature(p), attempts(p), *sizes), []).append(i)
+        groups.setdefault((name, *signature(p), attempts(p), len(temperatures(p)), *sizes), []).append(i)
     return list(groups.values())
 
 
@@ -166,10 +193,10 @@ def _chunks(members: list[int], problems: list[Problem]) -> list[list[int]]:
 def attempts(problem: Problem, wide: bool = True) -> int:
     """Return how many random starts a problem gets: more than one only where local minima exist or are not excluded."""
     if problem.features == "nonnegative":
-        return 4 if internal_dim(problem, wide) >= 2 * len(problem.count_vector) else 12
+        return 4 if internal_dim(problem, wide) >= 2 * groups_of(problem) else 12
     if problem.constraint == "sphere" and problem.loss != "supcon" and problem.dim < problem.classes - 1:
         return 8
-    if problem.loss == "focal" or problem.dim < min(problem.classes - 1, len(problem.count_vector) - 1):
+    if problem.loss == "focal" or problem.dim < min(problem.classes - 1, groups_of(problem) - 1):
         return 4
     return 1
 
@@ -214,13 +241,20 @@ class Run:
         """Lead points on the sphere to their temperature by halving it from 1, where the landscape is benign."""
         if problems[0].constraint != "sphere":
             return x
-        at = 1.0
-        while at > 1.5 * min(p.temperature for p in problems):
-            warm = [p.replace(temperature=max(p.temperature, at)) for p in problems]
+        for stage in zip(*(temperatures(p) for p in problems), strict=True):
+            warm = [p.replace(temperature=at) for p, at in zip(problems, stage, strict=True)]
             objective = objective_of(warm[0], reduce(warm, self.device))
             x = iterate(objective, self.solver, x, 200, COARSE)["x"]
-            at /= 2
         return x
+
+
+def temperatures(problem: Problem) -> list[float]:
+    """Return the temperatures on the way to the problem's own: 1, 1/2, 1/4, ... while they are well above it."""
+    way, at = [], 1.0
+    while problem.constraint == "sphere" and at > 1.5 * problem.temperature:
+        way.append(at)
+        at /= 2
+    return way
 
 
 def objective_of(problem: Problem, reduced: Reduced) -> Objective:
@@ -312,7 +346,7 @@ def finish(
     for i, (problem, seed) in enumerate(zip(problems, seeds, strict=True)):
         k, t, r = (int(s) for s in objective.reduced.sizes[i])
         bias = None if b is None else b[i, :k]
-        parts = expand(problem, u[i, :k, :r], v[i, :t, :r], bias, seed)
+        parts = expand(problem, u[i, :k, :r], v[i, :t, :r], bias)
         out.append(
             Solution(
                 problem=problem,

@@ -26,6 +26,7 @@ class State:
     residual: Tensor  # (B,): the scale-free gradient
     pairs: Tensor  # (B, 2m, P): s_i = x_{i+1} - x_i in the first half, y_i = g_{i+1} - g_i in the second
     inner: Tensor  # (B, 2m, m): s_i.y_j and y_i.y_j
+    along: Tensor  # (B, 2m): s_i.g and y_i.g
     gamma: Tensor  # (B,): s.y / y.y of the last pair; 0 while the memory is empty
     filled: int
     stalled: Tensor  # (B,) bool: the line search found nothing even along the gradient
@@ -49,7 +50,7 @@ class LBFGS:
         g = objective.gradient(x)
         m, zero = self.memory, x.new_zeros(len(x))
         pairs, inner = x.new_zeros(len(x), 2 * m, x.shape[1]), x.new_zeros(len(x), 2 * m, m)
-        return State(x, g, objective.relative(x, g), pairs, inner, zero, 0, zero.bool())
+        return State(x, g, objective.relative(x, g), pairs, inner, x.new_zeros(len(x), 2 * m), zero, 0, zero.bool())
 
     def step(self, objective: Objective, state: State) -> State:
         """Return the state after one line search."""
@@ -75,7 +76,10 @@ class LBFGS:
         bad = ~(sy > 0)
         slot, m = state.filled % self.memory, self.memory
         state.pairs[:, slot], state.pairs[:, m + slot] = s, y
-        products = torch.bmm(y.unsqueeze(1), state.pairs.mT).squeeze(1)  # s_i.y and y_i.y
+        # One product with the memory serves both this update and the next direction: y = g+ - g.
+        along = torch.bmm(new_g.unsqueeze(1), state.pairs.mT).squeeze(1)
+        products = along - state.along  # s_i.y and y_i.y
+        products[:, slot], products[:, m + slot] = sy, yy
         state.inner[:, :, slot] = products
         state.inner[:, m + slot, :] = products[:, m:]
         gamma = sy / yy.clamp_min(1e-300)
@@ -87,6 +91,7 @@ class LBFGS:
             x=new_x,
             g=new_g,
             residual=objective.relative(new_x, new_g),
+            along=along.masked_fill_(bad[:, None], 0.0),
             gamma=gamma,
             filled=state.filled + 1,
             stalled=stalled,
@@ -110,7 +115,7 @@ class LBFGS:
             order_s = slice(0, count)
             inner_s, inner_y = state.inner[:, :count, :count], state.inner[:, m : m + count, :count]
         gamma = torch.where(state.gamma == 0, 1.0, state.gamma)[:, None]
-        products = torch.bmm(g.unsqueeze(1), state.pairs.mT).squeeze(1)
+        products = state.along
         p1, p2 = products[:, :m][:, order_s], gamma * products[:, m:][:, order_s]
         diagonal = inner_s.diagonal(dim1=1, dim2=2)
         upper = inner_s.triu()
@@ -128,3 +133,4 @@ def forget(state: State, which: Tensor) -> None:
     """Empty the memory of some problems, in place."""
     state.pairs[which] = 0.0
     state.inner[which] = 0.0
+    state.along[which] = 0.0

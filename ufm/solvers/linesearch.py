@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-SLOPE = 0.05  # accepted when |slope| <= SLOPE |slope at 0|
+SLOPE = 0.1  # accepted when |slope| <= SLOPE |slope at 0| ...
+LATE, PATIENT = 0.5, 2  # ... and after PATIENT trials already at LATE: the stragglers of a batch cost everybody a round
 TRIALS = 40
 GROW = 10.0  # largest factor of one extrapolation
 EDGE = 0.1  # a trial stays this fraction of the bracket away from its ends
@@ -23,28 +24,27 @@ class Line(Protocol):
         """Return some of the problems."""
 
 
-def search(line: Line, slope0: Tensor, first: Tensor, accept: float = SLOPE, trials: int = TRIALS) -> Tensor:
-    """Return steps (B,) with |slope| <= accept |slope0|, by secants inside a bracket that always shrinks.
+def search(line: Line, slope0: Tensor, first: Tensor, trials: int = TRIALS) -> Tensor:
+    """Return steps (B,) with |slope| <= SLOPE |slope0|, by secants inside a bracket that always shrinks.
 
     Args:
         line: the objective along every direction.
         slope0: the slope at 0, (B,), negative.
         first: the first trial, (B,).
-        accept: the relative slope that ends the search.
         trials: the most evaluations; then the step with the smallest slope seen is returned (0 where none was smaller).
     """
     best, best_slope = torch.zeros_like(first), slope0.abs()
     active = torch.arange(len(first), device=first.device)
     low, low_slope = torch.zeros_like(first), slope0.clone()
     high, high_slope = torch.full_like(first, torch.inf), torch.full_like(first, torch.nan)
-    target, a = accept * slope0.abs(), first
-    for _ in range(trials):
+    target, a = slope0.abs(), first
+    for trial in range(trials):
         slope = line.slope(a)
         size = slope.abs()
         better = size < best_slope[active]
         best[active] = torch.where(better, a, best[active])
         best_slope[active] = torch.where(better, size, best_slope[active])
-        going = ~(size <= target)
+        going = ~(size <= (SLOPE if trial < PATIENT else LATE) * target)
         left = int(going.sum())
         if left == 0:
             break
