@@ -11,31 +11,42 @@ import pytest
 
 # Imports torch once and forks: a kill then costs a second, not a start of Python. No thread runs before the forks.
 SERVER = """
-import json, os, signal, sys, time
+import json, os, pathlib, signal, sys, time
 import torch
 from empirical.experiment import Experiment
 from empirical.runner import Job, attempt
 import empirical.collapse, empirical.epoch, ufm.measure, empirical.data.generated, empirical.checkpoint
 torch.set_num_threads(1)
+import empirical.train as loop
+plain = loop.take_step
 request = json.load(sys.stdin)
 experiment = Experiment(**request["experiment"]).resolved()
 
-def child(root, wait):
+def newest(root):
+    found = [int(p.stem.split("-")[1]) for p in pathlib.Path(root).glob("collapse/*/seed-7/checkpoint-*.json")]
+    return max(found, default=0)
+
+def child(root, target=None, pause=0.0):
     pid = os.fork()
     if pid == 0:
+        if target is not None:  # leave time to find the moment
+            loop.take_step = lambda training, indices: (time.sleep(0.004), plain(training, indices))[1]
         os._exit(attempt(Job("collapse", experiment, 7, root, "cpu")).exit)
-    if wait is None:
+    if target is None:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    time.sleep(wait)
+    while newest(root) < target:
+        time.sleep(0.001)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+    time.sleep(pause)
     os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-begun = time.monotonic()
-codes = [child(request["whole"], None)]
-seconds = time.monotonic() - begun
-for share in request["shares"]:
-    codes.append(child(request["killed"], share * seconds))
-codes.append(child(request["killed"], None))
+codes = [child(request["whole"])]
+total = newest(request["whole"])
+codes += [child(request["killed"], 1 + int(share * total), pause) for share, pause in request["kills"]]
+codes.append(child(request["killed"]))
 print(json.dumps(codes))
 """
 
@@ -54,13 +65,16 @@ TINY = {
 CONV = TINY | {"dataset": "digits", "model": "convnet", "width": 4, "depth": 2, "epochs": 3, "measure_at": "1,2"}
 
 
-def kill_and_resume(tmp_path, experiment, kills, seed, every="0"):
-    shares = np.random.default_rng(seed).uniform(0.02, 0.9, size=kills).tolist()
+def kill_and_resume(tmp_path, experiment, kills, seed):
+    """A checkpoint after every step; each kill comes some milliseconds after a checkpoint drawn at random."""
+    rng = np.random.default_rng(seed)
+    shares = np.sort(rng.uniform(0, 0.8, size=kills)).tolist()
+    moments = list(zip(shares, rng.uniform(0, 0.01, size=kills).tolist(), strict=True))
     request = {
         "experiment": experiment,
         "whole": str(tmp_path / "whole"),
         "killed": str(tmp_path / "killed"),
-        "shares": shares,
+        "kills": moments,
     }
     done = subprocess.run(
         [sys.executable, "-c", SERVER],
@@ -68,7 +82,7 @@ def kill_and_resume(tmp_path, experiment, kills, seed, every="0"):
         capture_output=True,
         text=True,
         timeout=280,
-        env=os.environ | {"UFM_CHECKPOINT_SECONDS": every},
+        env=os.environ | {"UFM_CHECKPOINT_SECONDS": "0"},
     )
     assert done.returncode == 0, done.stderr
     codes = json.loads(done.stdout)
@@ -94,7 +108,7 @@ def same_results(one: Path, other: Path) -> None:
     assert first["resumed_at"] == []
 
 
-def test_six_kills_change_nothing(tmp_path):
+def test_kills_change_nothing(tmp_path):
     codes, whole, killed = kill_and_resume(tmp_path, TINY, kills=4, seed=1)
     assert -9 in codes
     same_results(whole, killed)
@@ -113,5 +127,5 @@ def test_convolutions_and_weights_only_decay_resume_to_the_same_bits(tmp_path):
 def test_many_kills_change_nothing(tmp_path, optimizer):
     experiment = TINY | {"optimizer": optimizer, "batch_size": None if optimizer == "lbfgs" else 25}
     for seed in range(10):
-        _, whole, killed = kill_and_resume(tmp_path / str(seed), experiment, kills=10, seed=seed, every="0.05")
+        _, whole, killed = kill_and_resume(tmp_path / str(seed), experiment, kills=10, seed=seed)
         same_results(whole, killed)
