@@ -25,7 +25,8 @@ from ufm.reduce import ABSENT, Reduced, groups_of
 from ufm.solution import Certificate
 
 NEWTON_STEPS = 50  # the damped Newton iteration converges quadratically once the bias is near
-HALVINGS = 12
+HALVINGS = 60  # where probabilities are saturated the Newton step overshoots by many orders of magnitude
+UNSOLVED = 1e-12  # |U w| above which there is no bound: the free bias could lower the Lagrangian without end
 
 
 def optimal_bias(reduced: Reduced, z: Tensor) -> Tensor:
@@ -94,6 +95,8 @@ def dual_bound(reduced: Reduced, z: Tensor, free_bias: bool, nonnegative: bool =
     if r.bias_penalty is not None and not free_bias:
         pull = (theta[:, None] * (scaled * r.weight).sum(2)).square().sum(1)
         bound = bound - pull / (2 * r.bias_penalty.squeeze(1))
+    if free_bias:
+        bound = bound.masked_fill((scaled * r.weight).sum(2).abs().amax(1) > UNSOLVED, -torch.inf)
     return bound, sigma / r.penalty
 
 
@@ -132,6 +135,8 @@ def ball_bound(reduced: Reduced, z: Tensor, free_bias: bool) -> tuple[Tensor, Te
         if r.bias_penalty is not None and not free_bias:
             bound = bound - theta**2 * scaled.sum(2).square().sum(1) / (2 * r.bias_penalty.squeeze(1))
         best = torch.maximum(best, bound)
+    if free_bias:
+        best = best.masked_fill(scaled.sum(2).abs().amax(1) > UNSOLVED, -torch.inf)
     raw = z if r.offset is None else z - r.offset
     work = -(scaled * (raw if r.logit_scale is None else raw / r.logit_scale.clamp_min(1e-300))).sum((1, 2))
     return best, price / work
@@ -242,7 +247,7 @@ def certificates(problems: list[Problem], reduced: Reduced, z: Tensor, f: Tensor
 
 def _certificate(problem: Problem, gap: float, norm: float, value: float) -> Certificate:
     if not np.isfinite(gap):
-        return uncertified("no bound: the end point is not finite")
+        return uncertified("no bound: the end point is not finite, or its free bias could not be made optimal")
     gap = min(gap, value)  # every loss is >= 0
     reason = "f - f* <= gap by convex duality"
     needed = 2 * problem.classes if problem.features == "nonnegative" else min(problem.classes, groups_of(problem)) - 1
