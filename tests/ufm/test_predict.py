@@ -100,7 +100,7 @@ def test_the_forms_of_squared_error_agree():
         ({"loss": "mse", "class_weights": (1, 1, 1, 2.0), "bias": "free"}, "class_weights"),
         ({"features": "nonnegative", "dim": 3}, "orthogonal directions"),
         ({"features": "nonnegative", "bias": "free", "counts": (9, 4, 3, 2)}, "without bias"),
-        ({"features": "nonnegative", "loss": "mse", "bias": "ridge", "lambda_b": 1.0}, "free bias"),
+        ({"features": "nonnegative", "loss": "mse", "bias": "free", "counts": (9, 4, 3, 2)}, "balanced classes"),
         ({"features": "nonnegative", "loss": "mse", "bias": "free", "dim": 3}, "d >= 4"),
         ({"constraint": "sphere", "counts": (9, 4, 3, 2)}, "balanced"),
         ({"constraint": "sphere", "loss": "mse"}, "certificate"),

@@ -132,10 +132,19 @@ def test_any_counts(counts, lw, lh, case, weighted):
 
 
 @SLOW
-@given(K=st.integers(2, 8), n=st.integers(1, 40), lw=LAMBDA, lh=LAMBDA)
-def test_nonnegative_squared_error(K, n, lw, lh):
-    p = ufm.Problem(K, K, n, loss="mse", bias="free", features="nonnegative", lambda_w=lw, lambda_h=lh)
+@given(K=st.integers(2, 8), n=st.integers(1, 40), lw=LAMBDA, lh=LAMBDA, lb=st.none() | LAMBDA)
+def test_nonnegative_squared_error(K, n, lw, lh, lb):
+    bias = {"bias": "free"} if lb is None else {"bias": "ridge", "lambda_b": lb}
+    p = ufm.Problem(K, K, n, loss="mse", features="nonnegative", lambda_w=lw, lambda_h=lh, **bias)
     check_factors(p, check(p))
+
+
+def test_nonnegative_squared_error_between_a_free_bias_and_none():
+    p = ufm.Problem(4, 4, 6, loss="mse", features="nonnegative", lambda_w=0.01, lambda_h=0.001, bias="ridge", lambda_b=1.0)
+    free, none = (ufm.predict(p.replace(bias=bias, lambda_b=0.0)).loss for bias in ("free", "none"))
+    assert free < ufm.predict(p).loss < none
+    assert ufm.predict(p.replace(lambda_b=1e-9)).loss == pytest.approx(free, rel=1e-6)
+    assert ufm.predict(p.replace(lambda_b=1e9)).loss == pytest.approx(none, rel=1e-6)
 
 
 @SLOW

@@ -56,7 +56,7 @@ PREDICTIONS: dict[str, Entry] = {
     ),
     "nonnegative_mse": Entry(
         "ufm.theory.nonnegative:squared_error",
-        "squared error with a free bias on non-negative features: orthogonal means, simplex W",
+        "squared error with a bias, free or penalised, on non-negative features: orthogonal means",
         "balanced classes, d >= K, ridge",
         "tirer2022",
     ),

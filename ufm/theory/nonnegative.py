@@ -106,9 +106,13 @@ def _multiplier(reduced: Reduced, phi: Contrast) -> float | None:
 
 
 def squared_error(problem: Problem) -> Prediction:
-    """Predict balanced squared error with a free bias on non-negative features: M orthogonal, W an ETF.
+    """Predict balanced squared error with a bias, free or penalised, on non-negative features: M orthogonal.
 
-    t = 1 - s K sqrt(K/(K-1)), b = 1/K, value = (K-1)/(2K) (1-t)^2 + s sqrt(K(K-1)) t.
+    Z = t Pi + beta 11^T/K with R = |Z|. With q = s K^{3/2} and kappa = lambda_b/(1 + lambda_b), 0 for a free bias,
+    t = R/(R + q), beta = kappa R/(kappa R + q), (K-1)/(R + q)^2 + kappa^2/(kappa R + q)^2 = 1, b = (1 - beta)/(K (1 + lambda_b)),
+    value = (K-1)/(2K) (1-t)^2 + kappa (1-beta)^2/(2K) + s sqrt(K) R. Zero iff q >= sqrt(K - 1 + kappa^2).
+    Free bias: t = 1 - s K sqrt(K/(K-1)), beta = 0. No bias (kappa = 1) is the orthogonal frame of free features.
+    The gauge's bound is tight, since the gradient's Gram has no positive off-diagonal entry as long as beta <= t.
     """
     if not single_layer(problem, ("mse",), features="nonnegative") or problem.bias == "none":
         return not_applicable("")
@@ -116,26 +120,44 @@ def squared_error(problem: Problem) -> Prediction:
     if refusal is not None:
         return refusal
     reduced, K = reduce(problem), problem.classes
-    if problem.bias == "ridge" or not reduced.uniform:
+    if not reduced.uniform:
         return not_applicable(
-            "squared error on non-negative features has a closed form without bias, or with a free bias and balanced classes"
+            "squared error on non-negative features has a closed form without bias, or with a bias and balanced classes"
         )
     weight = float(reduced.mass[0]) * K
-    s = reduced.penalty * float(reduced.columns[0]) / weight
-    number = s * K * math.sqrt(K / (K - 1))
-    t = max(0.0, 1 - number)
-    if t > 0 and problem.dim < K:
+    s, ridge = reduced.penalty * float(reduced.columns[0]) / weight, (reduced.lambda_b or 0.0) / weight
+    kappa, q = ridge / (1 + ridge), s * K**1.5
+    number = q / math.sqrt(K - 1 + kappa**2)
+    R = _size(K, kappa, q) if number < 1 else 0.0
+    t, beta = (R / (R + q), kappa * R / (kappa * R + q)) if R else (0.0, 0.0)
+    if R and problem.dim < K:
         return not_applicable(f"K = {K} orthogonal means need d >= {K}, here d = {problem.dim}; give d >= {K}")
-    loss = (K - 1) / (2 * K) * (1 - t) ** 2 + s * math.sqrt(K * (K - 1)) * t
+    bias = (1 - beta) / (K * (1 + ridge))
+    loss = (K - 1) / (2 * K) * (1 - t) ** 2 + kappa * (1 - beta) ** 2 / (2 * K) + s * math.sqrt(K) * R
+    pi, ones = centring(K), np.full((K, K), 1 / K)
+    square = R / math.sqrt(K) / float(reduced.columns[0]) / reduced.ratio  # |m_k|^2
+    gram_w = (t**2 * pi + beta**2 * ones) / square if R else np.zeros((K, K))
     return Prediction(
-        name="of" if t else "zero",
+        name="of" if R else "zero",
         loss=weight * loss,
-        logits=t * centring(K) + 1 / K,
-        bias=np.full(K, 1 / K),
-        assumptions=("features >= 0", "balanced classes", "free bias", "d >= K", "global minimum", FEW_SEEDS),
+        logits=t * pi + beta * ones + bias,
+        bias=np.full(K, bias),
+        gram_w=gram_w,
+        gram_h=square * np.eye(K),
+        singular_values=float(reduced.columns[0]) * np.append(np.full(K - 1, t), beta),
+        assumptions=("features >= 0", "balanced classes", "free or penalised bias", "d >= K", "global minimum", FEW_SEEDS),
         reference="tirer2022",
-        zero=t == 0,
+        zero=R == 0,
         thresholds={"zero": number},
-        details={"a": t, "t": t, "s": s},
-        **_factors(reduced, np.full(K, t)),
+        details={"a": t, "t": t, "beta": beta, "s": s},
     )
+
+
+def _size(K: int, kappa: float, q: float) -> float:
+    """Return R > 0 of (K-1)/(R + q)^2 + kappa^2/(kappa R + q)^2 = 1; the left side falls in R and is above 1 at R = 0."""
+    from scipy.optimize import brentq
+
+    if kappa == 0:
+        return math.sqrt(K - 1) - q
+    high = math.sqrt(K)  # |Z| of the targets themselves
+    return brentq(lambda R: (K - 1) / (R + q) ** 2 + (kappa / (kappa * R + q)) ** 2 - 1, 0.0, high, xtol=1e-300, rtol=1e-15)
