@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 
 from empirical.experiment import Experiment
-from empirical.schedule import Clock, measuring_steps
+from empirical.schedule import Clock, due_steps
 from ufm.errors import RequestError
 
 FLOPS = 5e10  # of one core on small matrices: an estimate within a factor of three is all that is wanted
@@ -33,7 +33,7 @@ def cost_of(experiment: Experiment, shape: tuple[int, ...], classes: int, test: 
     parameters = sum(weights for weights, _, _ in sizes)
     products = sum(used for _, used, _ in sizes)
     activations = sum(values for _, _, values in sizes)
-    looks = len(measuring_steps(experiment.measure_at, clock))
+    looks = len(due_steps(experiment.moments, clock))
     passes = 3 * clock.steps * clock.batch + looks * (clock.samples + test)
     inputs = 4 * math.prod(shape) * (clock.samples + test)
     batch = max(clock.batch, min(1000, clock.samples))

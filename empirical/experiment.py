@@ -92,6 +92,11 @@ class Experiment:
             batch_size=128 if self.batch_size is None and self.optimizer != "lbfgs" else self.batch_size,
         )
 
+    @property
+    def moments(self) -> dict[str, str]:
+        """Flag -> when the network is looked at, each as `empirical.schedule.measuring_steps` reads it."""
+        return {"--measure-at": self.measure_at}
+
     def setting(self) -> dict[str, Any]:
         """Return what identifies the training, for the run folder's hash."""
         return {"version": VERSION, **dataclasses.asdict(self)}

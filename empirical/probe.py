@@ -48,7 +48,7 @@ def probe_features(
     probes: Sequence[str] = tuple(PROBES),
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return one row per probe and split: {"split", "metric": "probe_NAME_error", "value"}.
+    """Return one row per probe and split: {"split", "metric": "probe_NAME", "value"}; the value is the accuracy, in [0, 1].
 
     Args:
         train, test: (features (N, d), labels (N,)), labels 0..classes-1, such as the fine classes behind coarse ones.
@@ -67,7 +67,7 @@ def probe_features(
         with torch.no_grad(), full_float32():
             guesses = probe(train, test[0], classes, stream(seed, "probe"))
         for split, guess, (_, y) in zip(("train", "test"), guesses, (train, test), strict=True):
-            rows.append({"split": split, "metric": f"probe_{name}_error", "value": float((guess != y).double().mean())})
+            rows.append({"split": split, "metric": f"probe_{name}", "value": float((guess == y).double().mean())})
     return rows
 
 
@@ -199,7 +199,7 @@ def finetune(network: nn.Module, plan: Plan, train: Split, test: Split, *, class
         train, test: the data with the new labels, on the network's device.
         classes: number of the new labels. seed: of the order of samples.
 
-    Returns: rows as of `probe_features`, metric "probe_finetune_error".
+    Returns: rows as of `probe_features`, metric "probe_finetune".
     """
     tuned = copy.deepcopy(bare(network))
     old = tuned.get_submodule(plan.classifier) if plan.classifier else None
@@ -211,7 +211,7 @@ def finetune(network: nn.Module, plan: Plan, train: Split, test: Split, *, class
         _replace(tuned, str(plan.classifier), old, classes)
         _tune(tuned, train, stream(seed, "finetune"))
     return [
-        {"split": split, "metric": "probe_finetune_error", "value": _error(tuned, data)}
+        {"split": split, "metric": "probe_finetune", "value": _accuracy(tuned, data)}
         for split, data in (("train", train), ("test", test))
     ]
 
@@ -240,10 +240,10 @@ def _tune(network: nn.Module, train: Split, draw: np.random.Generator) -> None:
 
 
 @torch.no_grad()
-def _error(network: nn.Module, data: Split) -> float:
+def _accuracy(network: nn.Module, data: Split) -> float:
     network.eval()
-    wrong = 0
+    right = 0
     for start in range(0, len(data), ROWS):
         x, y = data.batch(slice(start, start + ROWS))
-        wrong += int((network(x).argmax(1) != y).sum())
-    return wrong / len(data)
+        right += int((network(x).argmax(1) == y).sum())
+    return right / len(data)

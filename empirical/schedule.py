@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ufm.errors import RequestError
@@ -60,10 +61,15 @@ def learning_rate(name: str, base: float, step: int, clock: Clock, every: int, f
     return base
 
 
-def measuring_steps(text: str, clock: Clock) -> tuple[int, ...]:
+def due_steps(moments: Mapping[str, str], clock: Clock) -> tuple[int, ...]:
+    """Return the steps of all `moments` (flag -> text) together."""
+    return tuple(sorted({step for flag, text in moments.items() for step in measuring_steps(text, clock, flag)}))
+
+
+def measuring_steps(text: str, clock: Clock, flag: str = "--measure-at") -> tuple[int, ...]:
     """Return the steps after which the network is measured: always 0 (untrained: the control) and the last.
 
-    text: "log" (log-spaced epochs), "papyan", "every" (epoch) or a list of epochs such as "1,10,100".
+    text: "log" (log-spaced epochs), "papyan", "every" (epoch) or a list of epochs such as "1,10,100". flag: named in errors.
     """
     whole = clock.steps // clock.per_epoch
     if text == "papyan":
@@ -73,16 +79,16 @@ def measuring_steps(text: str, clock: Clock) -> tuple[int, ...]:
     elif text == "log":
         epochs = {round(max(whole, 1) ** (i / (LOG_POINTS - 1))) for i in range(LOG_POINTS)}
     else:
-        epochs = _listed(text, clock)
+        epochs = _listed(text, clock, flag)
     return tuple(sorted({0, clock.steps} | {e * clock.per_epoch for e in epochs if e <= whole}))
 
 
-def _listed(text: str, clock: Clock) -> set[int]:
+def _listed(text: str, clock: Clock, flag: str) -> set[int]:
     try:
         epochs = {int(part) for part in text.split(",")}
     except ValueError:
-        raise RequestError(f"--measure-at {text!r} is not known; use log, papyan, every or epochs such as 1,10,100") from None
+        raise RequestError(f"{flag} {text!r} is not known; use log, papyan, every or epochs such as 1,10,100") from None
     last = clock.steps // clock.per_epoch
     if min(epochs) < 0 or max(epochs) > last:
-        raise RequestError(f"--measure-at {text}: epochs must lie in 0..{last}; the training has {last} whole epochs")
+        raise RequestError(f"{flag} {text}: epochs must lie in 0..{last}; the training has {last} whole epochs")
     return epochs

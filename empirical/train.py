@@ -20,7 +20,7 @@ from empirical.data.split import Split
 from empirical.experiment import Experiment
 from empirical.losses import Loss, objective
 from empirical.optimise import optimizer_of, penalty
-from empirical.schedule import Clock, learning_rate, measuring_steps
+from empirical.schedule import Clock, due_steps, learning_rate
 from ufm.errors import RequestError, RunError
 from ufm.interrupt import Interrupted, Stop
 from ufm.record import Run
@@ -120,7 +120,7 @@ def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
     train, test, info = load_data(experiment, seed)
     clock = clock_of(experiment, len(train))
     network = build_network(experiment, train, seed)
-    due = measuring_steps(experiment.measure_at, clock)
+    due = due_steps(experiment.moments, clock)
     network = network.to(device)
     train, test = train.to(device).baked(), test.to(device).baked()
     if train.inputs.ndim == 4:
@@ -346,7 +346,8 @@ def run_training(
         if stop and status is None:
             keeper.save()
             raise Interrupted(stop.signum)
-        keeper.save()
+        if status == FINISHED:  # a network that blew up is no place to go on from: its resume would diverge one step later
+            keeper.save()
         if keep is not None and status == FINISHED:
             run.write_tensors("tensors.safetensors", keep(training))
     return finish(training, run, status or FINISHED)
@@ -393,7 +394,8 @@ def _read(training: Training, trace: LossTrace) -> str | None:
         if not math.isfinite(loss):
             training.step += number + 1 - len(losses)
             return f"diverged: the loss became non-finite at step {training.step}"
-    training.loss_sum += math.fsum(losses)
+    for loss in losses:  # one by one: when the GPU was read is a matter of time, and must not show in the last bits
+        training.loss_sum += loss
     training.loss_steps += len(losses)
     return None
 
