@@ -7,12 +7,12 @@ identity and the weak-collapse line of `ufm.theory.separation` are what can be s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.rows import Codes, Table
+from compare.rows import Cell, Codes, Table
 from ufm.theory import separation
 
 NAN = math.nan
@@ -21,6 +21,7 @@ ETF = "UFM optimum: balanced classes, d >= K-1, CE, MSE (with bias), smoothing o
 FLOOR = "lower bound: any distribution and priors, train means of rank K-1"
 EXACT = "exact identity where the train means have rank K-1"
 WEAK = "weak test collapse: every test point on some train mean"
+UNEVEN = 1.5  # largest to smallest class: MNIST's 1.24 passes for balanced, SVHN's 3 does not
 SILENT = "none: the unconstrained-features model says nothing of test features"
 
 
@@ -42,10 +43,13 @@ _GEOMETRY = (
 _DECISION = ("nc4_disagreement", "ncc_error")
 
 
-def train_predictions(config: Mapping[str, Any]) -> dict[str, Predicted]:
-    """Return measure -> prediction for the classifier's input on train, under a training's resolved setting."""
+def train_predictions(config: Mapping[str, Any], counts: Sequence[int] = ()) -> dict[str, Predicted]:
+    """Return measure -> prediction for the classifier's input on train, under a training's resolved setting.
+
+    counts: (K,) train samples of each class, where the run says them.
+    """
     predictions = {name: Predicted(0.0, WITHIN, "zhu2021") for name in (*_SCATTER, *_DECISION)}
-    reason = not_an_etf(config)
+    reason = not_an_etf(config, counts)
     geometry = Predicted(NAN, f"none: {reason}") if reason else Predicted(0.0, ETF, "zhu2021")
     predictions.update(dict.fromkeys(_GEOMETRY, geometry))
     # With a free bias the mean logit of MSE is the mean target, |1/K| = 1/sqrt(K); of CE it is 0.
@@ -66,10 +70,14 @@ def sweep_predictions(prediction: Any) -> dict[str, float]:
     return found | dict.fromkeys(_GEOMETRY, 0.0) if prediction.get("name") == "etf" else found
 
 
-def not_an_etf(config: Mapping[str, Any]) -> str:
-    """Return why the optimum of this setting is not a simplex ETF, or ''."""
-    if float(config.get("imbalance") or 1.0) != 1.0:
+def not_an_etf(config: Mapping[str, Any], counts: Sequence[int] = ()) -> str:
+    """Return why the optimum of this setting, with these train samples of each class, is not a simplex ETF, or ''."""
+    present = [n for n in counts if n > 0]
+    if float(config.get("imbalance") or 1.0) != 1.0 or (present and max(present) > UNEVEN * min(present)):
         return "imbalanced classes: the optimum is not a simplex ETF"
+    dim = _feature_dim(config)
+    if dim is not None and dim < len(present) - 1:
+        return f"{dim} features: a simplex ETF of {len(present)} classes needs {len(present) - 1}"
     if config.get("label_noise"):
         return "wrong labels leave the classes unequal"
     if config.get("loss") in ("mse", "mse-mean") and config.get("bias") is False:
@@ -77,6 +85,28 @@ def not_an_etf(config: Mapping[str, Any]) -> str:
     if config.get("head") == "deep":
         return "a deep head has its own optimum; see `ufm predict deep`"
     return ""
+
+
+def _feature_dim(config: Mapping[str, Any]) -> int | None:
+    """Return d of the classifier's input where the setting tells it: the width of an MLP, or a measured file's layer."""
+    layers = config.get("layers")
+    if isinstance(layers, Mapping):
+        return layers.get("penultimate")
+    return config.get("width") if config.get("model") == "mlp" and config.get("depth") else None
+
+
+def class_counts(cell: Cell) -> tuple[int, ...]:
+    """Return the train samples of each class as the first result that says them, or the setting; () where neither does."""
+    for record in cell.results.values():
+        data = record.get("data")
+        if isinstance(data, Mapping) and _is_counts(data.get("counts")):
+            return tuple(data["counts"])
+    given = cell.config.get("train_counts")
+    return tuple(given) if _is_counts(given) else ()
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(n, int) for n in value)
 
 
 def attach(table: Table) -> Table:
@@ -108,15 +138,16 @@ def _fill_train(table: Table, fill: Any) -> None:
         return
     cells, measures = table.data["cell"], table.data["measure"]
     regimes: dict[str, list[int]] = {}
-    configs: dict[str, Mapping[str, Any]] = {}
+    settings: dict[str, tuple[Mapping[str, Any], Sequence[int]]] = {}
     for code, name in enumerate(cells.levels):
-        config = table.cells[name].config if name in table.cells else {}
-        key = f"{not_an_etf(config)}|{config.get('loss')}"
+        cell = table.cells.get(name)
+        config, counts = (cell.config, class_counts(cell)) if cell else ({}, ())
+        key = f"{not_an_etf(config, counts)}|{config.get('loss')}"
         regimes.setdefault(key, []).append(code)
-        configs[key] = config
+        settings[key] = config, counts
     for key, members in regimes.items():
         mine = here & (np.isin(cells.codes, members) if len(regimes) > 1 else True)
-        predictions = train_predictions(configs[key])
+        predictions = train_predictions(*settings[key])
         for code, measure in enumerate(measures.levels):
             if measure in predictions:
                 fill(mine & (measures.codes == code), *predictions[measure])

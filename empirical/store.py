@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from empirical.data.split import Split
 from empirical.features import Layer, Plan, Taps, bare, evaluating, pooled
 from ufm.errors import RequestError, RunError
+from ufm.machine import tf32_switches
 
 Batches = Split | Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -276,9 +277,9 @@ def full_float32() -> Iterator[None]:
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if torch.cuda.is_available():
             stack.enter_context(torch.autocast("cuda", enabled=False))
-            for place in (torch.backends.cuda.matmul, torch.backends.cudnn):
-                stack.callback(setattr, place, "allow_tf32", place.allow_tf32)
-                place.allow_tf32 = False
+            for place, name, full in tf32_switches():
+                stack.callback(setattr, place, name, getattr(place, name))
+                setattr(place, name, full)
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ufm.errors import RequestError
 
@@ -35,6 +36,19 @@ def seconds_text(number: float) -> str:
     if number < 100:
         return f"{max(number, 1):.0f} s"
     return f"{number / 60:.0f} min" if number < 6000 else f"{number / 3600:.0f} h"
+
+
+def tf32_switches() -> list[tuple[Any, str, Any]]:
+    """Return (owner, attribute, value for full float32) of torch's switches for TF32 in matrix products and convolutions.
+
+    From torch 2.9 on they have new names, and the old ones raise as soon as a caller has used a new one.
+    """
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):
+        return [(place, "fp32_precision", "ieee") for place in (matmul, cudnn.conv, cudnn.rnn)]
+    return [(place, "allow_tf32", False) for place in (matmul, cudnn)]
 
 
 def resolve_device(name: str) -> str:

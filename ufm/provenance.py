@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ufm.machine import tf32_switches
+
 LIBRARIES = ("torch", "numpy", "scipy", "safetensors", "joblib", "matplotlib", "scikit-learn", "torchvision", "mlxtend")
 GIT_SECONDS = 5.0
 # The folders of an absolute path, of one below home or above here, anywhere in a word ("a,/home/ann/b", "folder:/home/ann/x").
@@ -128,8 +130,8 @@ def _torch_state(device: str | None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "gpu": gpu,
-        # The precision name is read through the one call that is not deprecated in any torch we run on.
-        "tf32": torch.get_float32_matmul_precision() != "highest",
+        # On a GPU convolutions are rounded to TF32 unless somebody forbids it.
+        "tf32": gpu is not None and any(getattr(place, name) in (True, "tf32") for place, name, _ in tf32_switches()),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 

@@ -39,7 +39,7 @@ def kept(table: Mapping[str, Any], figure: str, needed: Sequence[str]) -> Kept:
     Raises:
         RequestError: several settings, or no seed keeps what the figure needs.
     """
-    from compare.pair import not_an_etf
+    from compare.pair import class_counts, not_an_etf
     from compare.points import arrays_of, seed_folder
 
     names = one_setting(table, figure).distinct("cell")
@@ -54,7 +54,7 @@ def kept(table: Mapping[str, Any], figure: str, needed: Sequence[str]) -> Kept:
         raise RequestError(
             f"{safe_text(cell.name)[:60]} keeps no finite {missing}; train it again, runs keep their arrays at the end"
         )
-    return Kept(cell.name, whole, not_an_etf(setting_of(cell)))
+    return Kept(cell.name, whole, not_an_etf(setting_of(cell), class_counts(cell)))
 
 
 def _finite(array: np.ndarray) -> bool:

@@ -3,8 +3,8 @@ import pytest
 from synthetic_runs import hui_setting, write_training
 
 from compare.load import load
-from compare.pair import lines_at, not_an_etf, train_predictions
-from compare.rows import Codes
+from compare.pair import class_counts, lines_at, not_an_etf, train_predictions
+from compare.rows import Cell, Codes
 from ufm.theory import separation
 
 
@@ -41,6 +41,33 @@ def test_outside_the_assumptions_there_is_no_etf_prediction(tmp_path, changes, w
         else:
             assert (part["predicted"] == 0).all()
     assert set(table.where(measure="nc1_pinv", split="train")["predicted"]) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "config, counts, word",
+    [
+        ({"imbalance": 1.0}, [13861, 4659], "imbalanced"),  # SVHN as it comes
+        ({"model": "mlp", "width": 8, "depth": 4}, [100] * 10, "8 features: a simplex ETF of 10 classes needs 9"),
+        ({"layers": {"hidden": 64, "penultimate": 2}}, [30] * 4, "2 features"),
+        ({"model": "mlp", "width": 9, "depth": 4}, [100] * 10, ""),
+        ({"model": "convnet", "width": 4, "depth": 3}, [6742, 5421], ""),  # MNIST's; the width is of the first block
+        ({"model": "mlp", "width": 8, "depth": 4}, [], ""),
+    ],
+)
+def test_what_the_run_says_of_its_classes_counts(config, counts, word):
+    found = not_an_etf(config, counts)
+    assert word in found and bool(word) == bool(found)
+
+
+def test_class_counts_come_from_the_result_else_from_the_setting(tmp_path):
+    counts = {"train_counts": [90, 30, 30]}
+    folder = write_training(tmp_path, seeds=[0], setting=hui_setting(**counts))
+    table = load(folder)
+    assert class_counts(table.cells[folder.name]) == (90, 30, 30)
+    part = table.where(measure="nc2_etf_weights")
+    assert np.isnan(part["predicted"]).all() and "imbalanced" in part["assumption"][0]
+    cell = Cell("c", "collapse", "", counts, results={0: {"data": {"counts": [5, 5]}}})
+    assert class_counts(cell) == (5, 5)
 
 
 def test_the_bias_of_squared_error_does_not_vanish():

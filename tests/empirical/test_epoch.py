@@ -16,6 +16,7 @@ from empirical import store
 from empirical.data.split import Split
 from empirical.epoch import _matched, measure_network
 from empirical.features import evaluating, plan_layers
+from empirical.store import full_float32
 from empirical.tensors import measure_tensors
 from ufm.errors import RequestError, RunError
 
@@ -341,3 +342,20 @@ def test_a_gpu_gives_the_same_measures(setup):
     model, train, test = setup
     want = index(empirical.measure(model, [train], [test]))
     assert index(empirical.measure(model.cuda(), [train], [test])) == pytest.approx(want, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has the old names only")
+def test_a_caller_who_set_tf32_by_its_new_names_is_measured_in_full_float32(monkeypatch):
+    """From torch 2.9 on the old names raise once a new one was used."""
+    places = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    before = [place.fp32_precision for place in places]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        for place in places:
+            place.fp32_precision = "tf32"
+        with full_float32():
+            assert [place.fp32_precision for place in places] == ["ieee"] * 3
+        assert [place.fp32_precision for place in places] == ["tf32"] * 3
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value

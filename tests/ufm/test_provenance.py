@@ -34,6 +34,27 @@ def test_what_is_recorded():
     assert set(found) >= {"commit", "dirty", "blas", "processor", "machine", "system", "cores", "gpu", "argv"}
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_recorded_of_a_gpu_whichever_name_the_switch_has(monkeypatch, allowed):
+    import torch
+
+    from ufm.machine import tf32_switches
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    before = [(place, name, getattr(place, name)) for place, name, _ in tf32_switches()]
+    try:
+        for place, name, full in tf32_switches():
+            setattr(place, name, full)
+        if allowed:
+            setattr(place, name, True if full is False else "tf32")
+        assert environment("cuda:0")["tf32"] is allowed
+        assert environment("cpu")["tf32"] is False
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
 def test_the_commit_is_that_of_the_checkout():
     if not (ROOT / ".git").exists() or git("rev-parse", "HEAD").returncode:
         pytest.skip("this is no git checkout")
