@@ -41,7 +41,8 @@ class Job(NamedTuple):
 
     def single(self, index: int) -> Job:
         """Return the job of one of its cells."""
-        return self._replace(keys=self.keys[index : index + 1], tasks=self.tasks[index : index + 1])
+        here = slice(index, index + 1)
+        return self._replace(keys=self.keys[here], tasks=self.tasks[here], parameters=self.parameters[here])
 
 
 def compute(job: Job) -> list[dict[str, Any]]:
@@ -155,7 +156,7 @@ def _alone(job: Job) -> list[dict[str, Any]]:
             raise
     rows = []
     for index in range(len(job.keys)):
-        single = job.single(index)._replace(parameters=job.parameters[index : index + 1])
+        single = job.single(index)
         try:
             rows += next(iter(_parallel([single], 2)))
         except Exception as error:
