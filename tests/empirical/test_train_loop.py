@@ -216,6 +216,25 @@ def test_divergence_is_seen_at_its_step_and_leaves_no_nan(tmp_path, batch, monke
     assert max(row["step"] for row in rows) < 5
 
 
+def test_a_divergence_that_is_found_again_is_at_the_same_step(tmp_path, monkeypatch):
+    """The process ends after the divergence was seen and before it was written down."""
+    plain, written = loop.take_step, loop.finish
+
+    def broken(training, indices):
+        return plain(training, indices) * (math.inf if training.step >= 4 else 1)
+
+    def ended(*more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "take_step", broken)
+    monkeypatch.setattr(loop, "finish", ended)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, small())
+    monkeypatch.setattr(loop, "finish", written)
+    result, _ = trained(tmp_path, small())
+    assert result["status"] == "diverged: the loss became non-finite at step 5"
+
+
 def test_a_step_size_too_large_diverges_and_the_other_jobs_go_on(tmp_path):
     wild = small(lr=1e20, norm="none", loss="mse")
     outcomes = [attempt(Job("collapse", e, 0, str(tmp_path), "cpu")) for e in (wild, small())]
