@@ -364,7 +364,8 @@ def match_cells(table: Table, paper: Paper, scale: str | None = None) -> dict[st
 
 def _with_holm(verdicts: list[Verdict]) -> list[Verdict]:
     """Adjust the p-values of one table; what no longer passes is undecided, and says so."""
-    tested = [i for i, v in enumerate(verdicts) if v.verdict in (AGREES, DEVIATES) and math.isfinite(v.p)]
+    # Every test that was made counts: a family of those alone that passed would correct for nothing.
+    tested = [i for i, v in enumerate(verdicts) if math.isfinite(v.p)]
     adjusted = statistics.holm([verdicts[i].p for i in tested]) if tested else []
     for i, p in zip(tested, adjusted, strict=True):
         v = dataclasses.replace(verdicts[i], p_holm=p)

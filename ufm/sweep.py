@@ -285,7 +285,7 @@ def _result(request: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_cells(path: str | Path, *, full: bool = True) -> list[dict[str, Any]]:
-    """Return the recorded cells of a run folder, all shards together, each once (a later row replaces a failed one).
+    """Return the recorded cells of a run folder, all shards together, each once (whatever is later, but never a failed one).
 
     Args:
         path: the run folder.
@@ -294,7 +294,9 @@ def read_cells(path: str | Path, *, full: bool = True) -> list[dict[str, Any]]:
     run = Run.open(path)
     rows: dict[str, dict[str, Any]] = {}
     for sheet in sorted(run.path.glob("cells*.jsonl")):
-        rows.update(_by_key(run.rows(sheet.name)))
+        for key, row in _by_key(run.rows(sheet.name)).items():
+            if _settled(row) or not _settled(rows.get(key)):  # another shard may have had more luck with it
+                rows[key] = row
     return [_full(row, run.config) for row in rows.values()] if full else list(rows.values())
 
 

@@ -7,9 +7,9 @@ from scipy import stats
 from synthetic_runs import write_training
 
 from compare.load import load
-from compare.papers import Claim, Quantity, paper
+from compare.papers import Claim, Paper, Quantity, paper
 from compare.points import sample_error
-from compare.rows import table_of
+from compare.rows import Cell, table_of
 from compare.statistics import bootstrap_error, holm, lower_quantile, mean_over_seeds, proportion_error
 from compare.verdict import AGREES, DEVIATES, NOT_RUN, UNDECIDED, judge, judge_claim, summary
 
@@ -179,6 +179,20 @@ def test_general_claims_judge_any_run_even_of_one_seed(tmp_path):
 def test_holm_turns_a_marginal_agreement_into_undecided():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+
+
+def test_holm_counts_the_tests_that_decided_nothing():
+    values = [0.001, 0.002, 0.001, 0.003, 0.002]
+    logs = np.log(values)
+    edge = math.exp(np.mean(logs) + stats.t.ppf(0.97, 4) * stats.sem(logs))  # p = .03
+    marginal = dataclasses.replace(EQUIVALENCE, name="marginal", tolerance=edge)
+    vague = [dataclasses.replace(EQUIVALENCE, name=str(i), tolerance=math.exp(np.mean(logs))) for i in range(3)]  # p = .5
+    table = dataclasses.replace(table_with(values, null=NULL), cells={"c": Cell("c", "collapse", "", {})})
+    alone = judge(table, Paper("p", 1, "", "", (marginal,)))
+    assert [v.verdict for v in alone] == [AGREES] and alone[0].p_holm == pytest.approx(0.03)
+    among = judge(table, Paper("p", 1, "", "", (marginal, *vague)))
+    assert [v.verdict for v in among] == [UNDECIDED] * 4 and among[0].p_holm == pytest.approx(0.12)
+    assert "Holm" in among[0].reason and "Holm" not in among[1].reason
 
 
 def test_mean_over_seeds_joins_seed_and_sample_variance():

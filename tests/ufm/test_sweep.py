@@ -196,6 +196,16 @@ def test_failed_cells_are_tried_again_and_diverged_ones_are_not(tmp_path):
     assert execute(tmp_path, plan(mode="diverge")).computed == 0
 
 
+def test_what_a_shard_computed_is_not_hidden_by_an_earlier_failure(tmp_path):
+    (tmp_path / "marks").mkdir()
+    values = {"x": "1,2", "mode": "raise", "marks": str(tmp_path / "marks"), "deaths": 2}
+    first = execute(tmp_path, plan(**values))
+    for i in (0, 1):
+        assert execute(tmp_path, plan(shard=(i, 2), **values)).failed == 0
+    assert [row["status"] for row in sweep.read_cells(first.path)] == ["converged"] * 2
+    assert execute(tmp_path, plan(**values)).computed == 0
+
+
 def test_numbers_that_do_not_exist_are_null(tmp_path):
     outcome = execute(tmp_path, plan(mode="nan,diverge"))
     assert [row["loss"] for row in outcome.rows] == [None, None]
