@@ -8,7 +8,7 @@ from typing import Any
 
 from compare.papers import PAPERS, SCALES, Paper, paper
 from compare.rows import Table
-from compare.verdict import AGREES, NOT_RUN, Verdict, judge, match_cells, summary
+from compare.verdict import AGREES, DEVIATES, NOT_RUN, Verdict, judge, match_cells, summary
 
 VERDICT_COLUMNS = ("claim", "verdict", "estimate", "low", "high", "expected", "seeds", "control", "cell")
 
@@ -23,8 +23,8 @@ class Judged:
 
     @property
     def agrees(self) -> bool:
-        """Whether every claim agrees."""
-        return all(v.verdict == AGREES for v in self.verdicts)
+        """Whether every claim agrees; one that the literature has contradicted must deviate."""
+        return all(v.verdict == (DEVIATES if v.claim.contradicted else AGREES) for v in self.verdicts)
 
     @property
     def title(self) -> str:

@@ -20,7 +20,7 @@ from ufm.errors import RequestError, RunError
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)  # what reading a strange row raises
 METRICS, MARKER = "metrics.jsonl", "done"
 # A cell of a theory sweep that did not reach its optimum says nothing of the optimum: only these prefixes are compared.
-REACHED = ("converged", "the zero solution", "ok", "done", "finished", "exact")
+REACHED = ("converged", "the zero solution", "reached its last time", "ok", "done", "finished", "exact")
 
 
 def load(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Table:

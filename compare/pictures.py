@@ -50,7 +50,7 @@ def draw_all(
     style = Style.of(width)
     cells = [name for name, cell in table.cells.items() if "#" not in name and cell.seeds]
     drawn = [(figure, cell) for cell in cells[:MOST_CELLS] for figure in figures if figure in PER_SETTING]
-    drawn += [(figure, "") for figure in figures if figure not in PER_SETTING and cells]
+    drawn += [(figure, "") for figure in figures if figure not in PER_SETTING and table.cells]
     pictures, missing = [], []
     for figure, cell in drawn:
         entry = find(FIGURES, figure, "figure")

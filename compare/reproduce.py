@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compare import report
+from compare import report, sweeps
 from compare.judging import Judged
 from compare.load import load
 from compare.origin import origin
-from compare.papers import Scale, paper
+from compare.papers import Scale, fits, paper
 from compare.pictures import Picture, draw_all
 from compare.rows import Table, table_of
 from compare.verdict import judge
@@ -21,6 +21,7 @@ from ufm.errors import RequestError, RunError
 from ufm.files import atomic_write
 from ufm.seeds import check_seed
 
+SMALL = 10.0  # seconds
 REPORTS = "reports"  # beside the runs; holds no config.json, so that loading the root passes it by
 
 
@@ -33,6 +34,7 @@ class Reproduction:
     folder: Path
     pictures: list[Picture]
     trained: int  # networks trained now; 0 when everything was there
+    computed: int = 0  # cells of theory sweeps computed now
     not_run: dict[str, str] = field(default_factory=dict)  # cell -> why it was not run
     not_shown: tuple[str, ...] = ()
 
@@ -44,9 +46,10 @@ class Reproduction:
 
 @dataclass(frozen=True)
 class Plan:
-    """The trainings that a scale asks for, and the cells that cannot be run here."""
+    """The trainings and theory sweeps that a scale asks for, and the cells that cannot be run here."""
 
     jobs: list[Any]  # empirical.runner.Job
+    sweeps: dict[str, Any]  # the paper's cell name -> ufm.sweep.Plan
     folders: dict[str, Path]  # the paper's cell name -> the setting's folder
     not_run: dict[str, str]
 
@@ -57,23 +60,35 @@ class Plan:
 
 
 def make_plan(scale: Scale, out: str | Path, seeds: Sequence[int], device: str) -> Plan:
-    """Return the trainings of a scale; a cell whose study does not exist is listed with the reason. Trains nothing."""
+    """Return the trainings and sweeps of a scale; a cell whose study does not exist is listed with the reason. Runs nothing."""
     from empirical.runner import Job
     from empirical.studies import STUDIES, study
     from ufm.spec import build, cells, resolve
 
-    jobs, folders, not_run = [], {}, {}
+    jobs, planned, folders, not_run = [], {}, {}, {}
     for name, cell in scale.cells.items():
+        if "system" in cell:
+            own = sweeps.seeds_of(cell, scale.seeds) if list(seeds) == list(scale.seeds) else seeds
+            planned[name] = sweep_plan(cell, own)
+            continue
         if cell["study"] not in STUDIES:
             not_run[name] = f"the study {cell['study']!r} does not exist in this version"
             continue
         chosen = study(cell["study"])
         settings = cells(resolve(chosen.spec, cell["options"], source=f"cell {name}"))
         experiment = build(chosen.spec, settings[0]).resolved()
-        own = [Job(chosen.name, experiment, seed, str(out), device) for seed in seeds]
-        jobs += own
-        folders[name] = own[0].setting_path
-    return Plan(jobs, folders, not_run)
+        trainings = [Job(chosen.name, experiment, seed, str(out), device) for seed in seeds]
+        jobs += trainings
+        folders[name] = trainings[0].setting_path
+    return Plan(jobs, planned, folders, not_run)
+
+
+def sweep_plan(cell: Mapping[str, Any], seeds: Sequence[int]) -> Any:
+    """Return the checked plan (`ufm.sweep.Plan`) of a cell that is a theory sweep; nothing is created."""
+    from ufm import sweep
+
+    values, grid = sweeps.grid_of(cell)
+    return sweep.plan(sweeps.system_of(cell), values, grid, seeds)
 
 
 def reproduce(
@@ -109,9 +124,10 @@ def reproduce(
     missing = plan.missing
     if missing:
         _train(missing, scale, name, out, workers, device)
+    computed = _sweep(plan, scale, name, out, workers, device)
     folders = {key: folder for key, folder in plan.folders.items() if (folder / "config.json").exists()}
     table = load(list(folders.values())) if folders else table_of({"value": []})
-    cells = {key: [c.name for c in table.cells.values() if c.path == str(folder.resolve())] for key, folder in folders.items()}
+    cells = _cells(table, size, folders)
     judged = Judged(chosen, scale, judge(table, chosen, scale, cells=cells))
     folder = Path(out) / REPORTS / f"{chosen.name}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,9 +135,44 @@ def reproduce(
     pictures, not_shown = draw_all(table, chosen.figures, source, folder=folder, width=width)
     not_shown += [f"cell {key}: {reason}" for key, reason in plan.not_run.items()]
     atomic_write(folder / "verdicts.json", json.dumps(plain({**judged.record(), "provenance": source}), allow_nan=False).encode())
-    made = Reproduction(judged, table, folder, pictures, len(missing), plan.not_run, tuple(not_shown))
+    made = Reproduction(judged, table, folder, pictures, len(missing), computed, plan.not_run, tuple(not_shown))
     report.write(made.report, table, [judged], pictures, not_shown=not_shown, source=source)
     return made
+
+
+def _cells(table: Table, size: Scale, folders: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Return the paper's cell name -> the cells of the table; two sweeps may share a folder, and a folder hold more."""
+    found: dict[str, list[str]] = {}
+    for key, folder in folders.items():
+        here = [c for c in table.cells.values() if c.path == str(folder.resolve())]
+        found[key] = [c.name for c in here if "system" not in size.cells[key] or fits(size.cells[key], c.system, c.config)]
+    return found
+
+
+def _sweep(plan: Plan, scale: str, name: str, out: str | Path, workers: int, device: str) -> int:
+    """Compute what is missing of the theory sweeps; return how many cells that were. Their folders join the plan's."""
+    import os
+    import shlex
+
+    from ufm import machine, sweep
+    from ufm.provenance import environment
+
+    if not plan.sweeps:
+        return 0
+    where = machine.resolve_device(device)
+    resume = f"compare reproduce {shlex.quote(name)} --scale {scale} --out {shlex.quote(str(out))}"
+    computed = 0
+    for key, one in plan.sweeps.items():
+        # Starting processes takes longer than a small sweep.
+        processes = 1 if one.seconds < SMALL or where != "cpu" else workers or len(_cores(os))
+        outcome = sweep.execute(
+            one, root=out, device=where, workers=processes, environment=environment(where, seed=None), resume=resume
+        )
+        computed += outcome.computed
+        plan.folders[key] = outcome.path
+        if outcome.computed:
+            say(f"{key}: {outcome.computed} cells computed")
+    return computed
 
 
 def _train(missing: list[Any], scale: str, name: str, out: str | Path, workers: int, device: str) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from compare import nulls, points, statistics
+from compare import nulls, points, statistics, sweeps
 from compare.papers import Claim, Paper, Quantity
 from compare.rows import Table
+from compare.sweeps import Field, Sheet
 from ufm.console import format_number
 
 AGREES, DEVIATES, UNDECIDED, NOT_RUN = "agrees", "deviates", "undecided", "not run"
@@ -64,14 +65,25 @@ def expected(claim: Claim) -> str:
     if claim.kind == "ratio":
         each = f", each seed >= {claim.least_each:g}" if claim.least_each else ""
         return f">= {claim.least:g}{each}"
+    if claim.kind == "share":
+        return f"in a share >= {claim.least:g}"
+    if claim.kind == "law":
+        size = "relative distance" if claim.relative else "distance"
+        target = "theory" if isinstance(claim.over, Field) else f"{claim.predicted:g}"
+        return f"{size} to {target} <= {claim.tolerance:g}"
     return "margin >= 0" if claim.kind == "bound" else f"residual <= {claim.tolerance:g}"
 
 
 # --- reading a quantity ------------------------------------------------------------------------------------------
 
 
-def series(table: Table, quantity: Quantity) -> dict[tuple[int, int], float]:
-    """Return (seed, epoch) -> value of a quantity in the table of one cell; "last" gives each seed's last epoch."""
+def series(table: Table | Sheet, quantity: Quantity | Field) -> dict[tuple[int, int], float]:
+    """Return (seed, epoch) -> value of a quantity in the table of one cell; "last" gives each seed's last epoch.
+
+    Of a sweep's sheet: (seed, row) -> value of a field.
+    """
+    if isinstance(quantity, Field):
+        return table.series(quantity)
     some = table.where(measure=quantity.measure, split=quantity.split, layer=quantity.layer, centres=quantity.centres)
     if isinstance(quantity.epoch, int):
         some = some.where(epoch=quantity.epoch)
@@ -89,6 +101,8 @@ def per_seed(table: Table, quantity: Quantity, seeds: Collection[int] | None) ->
 
 def sample_errors(table: Table, quantity: Quantity, values: Mapping[int, float]) -> list[float]:
     """Return the standard error over test points of each seed's value, 0 where the run kept no single points."""
+    if isinstance(quantity, Field):
+        return [0.0] * len(values)
     cell = next(iter(table.cells.values())) if len(table.cells) == 1 else None
     return [points.sample_error(cell, seed, quantity, value) for seed, value in values.items()]
 
@@ -146,7 +160,7 @@ def _null_values(table: Table, claim: Claim, seeds: Collection[int] | None) -> S
 
 def _ratio(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verdict:
     top = per_seed(table, claim.value, seeds)
-    if isinstance(claim.over, Quantity):
+    if not isinstance(claim.over, float):
         bottom = per_seed(table, claim.over, seeds)
         bottom_errors = dict(zip(bottom, sample_errors(table, claim.over, bottom), strict=True))
     else:
@@ -188,7 +202,7 @@ def _bound(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verdict
 
 
 def _limits(table: Table, claim: Claim) -> dict[tuple[int, int], float]:
-    if isinstance(claim.over, Quantity):
+    if not isinstance(claim.over, float):
         return series(table, claim.over)
     return dict.fromkeys(series(table, claim.value), float(claim.over))
 
@@ -218,6 +232,43 @@ def _identity(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verd
     return dataclasses.replace(made, estimate=abs(made.estimate), low=abs(made.high), high=abs(made.low), values=sizes)
 
 
+def _law(sheet: Sheet, claim: Claim, seeds: Collection[int] | None) -> Verdict:
+    value = series(sheet, claim.value)
+    target = series(sheet, claim.over) if isinstance(claim.over, Field) else dict.fromkeys(value, claim.predicted)
+    missing = [key for key, v in value.items() if not math.isfinite(v - target.get(key, math.nan))]
+    if missing:
+        seed = missing[0][0]
+        reason = f"{len(missing)} of {len(value)} starts have no {claim.value} (first: seed {seed}); their rows say why"
+        return Verdict(claim, UNDECIDED, reason, seeds=tuple(sorted({key[0] for key in value})))
+    away = {key: -abs(v - target[key]) / (abs(target[key]) if claim.relative else 1.0) for key, v in value.items()}
+    made = _every_point(claim, away, -claim.tolerance, "largest distance", "")
+    sizes = tuple(map(abs, made.values))
+    return dataclasses.replace(made, estimate=abs(made.estimate), low=abs(made.high), high=abs(made.low), values=sizes)
+
+
+def _share(sheet: Sheet, claim: Claim, seeds: Collection[int] | None) -> Verdict:
+    """Count starts; the interval is Clopper and Pearson's, the test binomial."""
+    from scipy import stats
+
+    hits = [bool(v == 1.0) for v in series(sheet, claim.value).values()]
+    if not hits:
+        return Verdict(claim, NOT_RUN, f"{claim.value} was not measured")
+    number, found = len(hits), sum(hits)
+    interval = stats.binomtest(found, number).proportion_ci(statistics.LEVEL)
+    above, below = (float(stats.binomtest(found, number, claim.least, side).pvalue) for side in ("greater", "less"))
+    reason = f"{found} of {number} starts, {found / number:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+    if above <= statistics.ALPHA:
+        verdict, p = AGREES, above
+    elif below <= statistics.ALPHA:
+        verdict, p = DEVIATES, below
+    else:
+        verdict, p, reason = UNDECIDED, min(above, below), f"{reason}: straddles {claim.least:g}"
+    seeds_run = tuple(sorted({key[0] for key in series(sheet, claim.value)}))
+    return Verdict(
+        claim, verdict, reason, estimate=found / number, low=interval.low, high=interval.high, p=p, seeds=seeds_run, points=number
+    )
+
+
 def _every_point(claim: Claim, margins: Mapping[tuple[int, int], float], least: float, what: str, left_out: str) -> Verdict:
     by_seed: dict[int, float] = {}
     for (seed, _), margin in margins.items():
@@ -229,7 +280,9 @@ def _every_point(claim: Claim, margins: Mapping[tuple[int, int], float], least: 
     broken = [key for key, margin in margins.items() if margin < least]
     if broken:
         first = min(broken)
-        reason = f"broken at {len(broken)} of {len(margins)} points, first at seed {first[0]}, epoch {first[1]}"
+        place = "row" if isinstance(claim.value, Field) else "epoch"
+        reason = f"broken at {len(broken)} of {len(margins)} points, first at seed {first[0]}, {place} {first[1]}"
+        reason += f"; largest distance {format_number(abs(worst))}" if claim.kind == "law" else ""
     else:
         reason = f"holds at all {len(margins)} points of {len(by_seed)} seeds; {what}: {format_number(abs(worst))}"
     return Verdict(
@@ -245,7 +298,14 @@ def _every_point(claim: Claim, margins: Mapping[tuple[int, int], float], least: 
     )
 
 
-_KINDS = {"equivalence": _equivalence, "ratio": _ratio, "bound": _bound, "identity": _identity}
+_KINDS = {
+    "equivalence": _equivalence,
+    "ratio": _ratio,
+    "bound": _bound,
+    "identity": _identity,
+    "law": _law,
+    "share": _share,
+}
 
 
 def _too_few(claim: Claim, values: Mapping[int, float]) -> Verdict | None:
@@ -277,8 +337,9 @@ def _interval(mean: statistics.Mean) -> str:
     return f"{format_number(mean.estimate)} [{format_number(low)}, {format_number(high)}]"
 
 
-def _shown(mean: statistics.Mean, quantity: Quantity) -> str:
-    return f"{quantity.measure} {quantity.split} {_interval(mean)}"
+def _shown(mean: statistics.Mean, quantity: Quantity | Field) -> str:
+    what = str(quantity) if isinstance(quantity, Field) else f"{quantity.measure} {quantity.split}"
+    return f"{what} {_interval(mean)}"
 
 
 # --- a table of claims -------------------------------------------------------------------------------------------
@@ -305,6 +366,8 @@ def judge_claim(
         made = _against_null(_elsewhere(table, claim.null, others), made, seeds)
     if made.verdict == NOT_RUN:
         return made
+    if claim.contradicted:
+        made = dataclasses.replace(made, reason=f"{made.reason}; the claim is contradicted by {claim.contradicted}")
     there = _elsewhere(table, claim.control, others)
     control = dataclasses.replace(_KINDS[claim.kind](there, claim.controlled(), seeds), cell=cell)
     made = dataclasses.replace(made, control=control)
@@ -319,6 +382,8 @@ def _elsewhere(table: Table, changes: Mapping[str, Any] | None, others: Mapping[
     name = (changes or {}).get("cell")
     if name is None:
         return table
+    if isinstance(table, Sheet):
+        return others.get(name, Sheet(name))
     return others.get(name, table.take(np.zeros(table.rows, dtype=bool)))
 
 
@@ -336,15 +401,30 @@ def judge(
     matched = match_cells(table, paper, scale) if cells is None else cells
     parts = table.by_cell([name for names in matched.values() for name in names])
     others = {key: parts[names[0]] for key, names in matched.items() if names}
+    sheets = _sheets(table, paper, scale, matched)
     verdicts = []
     for claim in paper.claims:
         if scale and scale not in claim.scales:
+            continue
+        if isinstance(claim.value, Field):
+            verdicts.append(judge_claim(sheets.get(claim.cell, Sheet(claim.cell)), claim, cell=claim.cell, others=sheets))
             continue
         found = [n for names in matched.values() for n in names] if claim.cell == "*" else matched.get(claim.cell, ())
         if not found:
             verdicts.append(Verdict(claim, NOT_RUN, f"no run of the cell {claim.cell!r} was found"))
         verdicts += [judge_claim(parts[name], claim, cell=name, seeds=registered, others=others) for name in dict.fromkeys(found)]
     return _with_holm(verdicts)
+
+
+def _sheets(table: Table, paper: Paper, scale: str | None, matched: Mapping[str, Sequence[str]]) -> dict[str, Sheet]:
+    """Return the paper's theory sweeps: cell name -> its rows, read whole, what did not converge included."""
+    found: dict[str, Sheet] = {}
+    for one in [paper.scale(scale)] if scale else paper.scales.values():
+        for key, cell in one.cells.items():
+            folders = [table.cells[name].path for name in matched.get(key, ()) if "#" in name]
+            if "system" in cell and folders and not (key in found and found[key].rows):
+                found[key] = sweeps.sheet(cell, key, folders, one.seeds)
+    return found
 
 
 def match_cells(table: Table, paper: Paper, scale: str | None = None) -> dict[str, list[str]]:
@@ -369,7 +449,7 @@ def _with_holm(verdicts: list[Verdict]) -> list[Verdict]:
     adjusted = statistics.holm([verdicts[i].p for i in tested]) if tested else []
     for i, p in zip(tested, adjusted, strict=True):
         v = dataclasses.replace(verdicts[i], p_holm=p)
-        if p > statistics.ALPHA:
+        if p > statistics.ALPHA and v.verdict in (AGREES, DEVIATES):
             v = dataclasses.replace(v, verdict=UNDECIDED, reason=f"{v.reason}; not after Holm's correction (p = {p:.3g})")
         verdicts[i] = v
     return verdicts

@@ -64,12 +64,13 @@ def command(paper: str, strict: bool, as_json: bool, **flags: Any) -> int:
     figures = [str(f) for p in made.pictures for f in p.files if f.suffix not in (".csv", ".json")]
     if as_json:
         record = made.judged.record()
-        print_json({**record, "trained": made.trained, "report": str(made.report), "figures": figures, "not_run": made.not_run})
+        counted = {"trained": made.trained, "computed": made.computed}
+        print_json({**record, **counted, "report": str(made.report), "figures": figures, "not_run": made.not_run})
     else:
         print_judged([made.judged], made.table)
         for line in made.not_shown:
             click.echo(f"not shown: {line}")
-        click.echo(f"trained now: {made.trained} networks")
+        click.echo(f"run now: {made.trained} trainings, {made.computed} cells of theory sweeps")
         for path in [*figures, str(made.report)]:
             click.echo(f"written: {path}")
     return 1 if strict and not made.judged.agrees else 0

@@ -73,6 +73,18 @@ FIGURES = {
         "one setting with three or more classes; one seed",
         "hui2022",
     ),
+    "flow": Entry(
+        "compare.figures.flow:draw",
+        "gradient flow over time: modes beside their closed form, collapse, margin",
+        "runs of `ufm simulate flow --trajectory`",
+        "mixon2020",
+    ),
+    "phase": Entry(
+        "compare.figures.phase:draw",
+        "where random starts of a deep model end: the share below deep neural collapse over what was swept",
+        "runs of `ufm simulate deep` with several seeds",
+        "sukenik2024",
+    ),
 }
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compare import sweeps
+from compare.sweeps import Field
 from ufm.errors import RequestError
 from ufm.spec import read_toml
 from ufm.tables import Entry, find, suggest
@@ -22,6 +24,30 @@ PAPERS: dict[str, Entry] = {
         "balanced classes; batch norm; the terminal phase is reached",
         "hui2022",
     ),
+    "mixon2020": Entry(
+        "mixon2020.toml",
+        "gradient flow of MSE on its invariant subspace, and how loose collapse stays from a random start",
+        "MSE, free bias, no penalty, balanced classes",
+        "mixon2020",
+    ),
+    "han2021": Entry(
+        "han2021.toml",
+        "the central path: signal-to-noise grows by one clock, as t^(1/4)",
+        "MSE, W the least-squares optimum, features projected on Sigma_W = I",
+        "han2021",
+    ),
+    "ji2021": Entry(
+        "ji2021.toml",
+        "cross-entropy flow: an exact clock on the simplex ray, a margin that rises from random starts",
+        "no penalty, no bias, balanced classes",
+        "ji2021",
+    ),
+    "sukenik2024": Entry(
+        "sukenik2024.toml",
+        "deep ReLU models prefer low rank: end points below deep neural collapse, success rates by initial scale",
+        "ReLU layers, MSE, no bias, balanced classes",
+        "sukenik2024",
+    ),
     "general": Entry(
         "general.toml",
         "what must hold for every measured network: the test floor and the test identity",
@@ -30,7 +56,7 @@ PAPERS: dict[str, Entry] = {
     ),
 }
 SCALES = ("demo", "laptop", "gpu")
-KINDS = ("equivalence", "ratio", "bound", "identity")
+KINDS = ("equivalence", "ratio", "bound", "identity", "law", "share")
 
 
 @dataclass(frozen=True)
@@ -64,22 +90,28 @@ class Claim:
     be at most a third of its 1 % quantile.
     kind "ratio": `value` / `over` is at least `least` in the geometric mean (one-sided test) and `least_each` in every seed.
     kind "bound": `value` >= `over` at every measured point. kind "identity": `value` = the sum of `terms` at every point.
+    kind "law" (theory sweeps): every point of `value` lies within `tolerance` of `predicted`, or of the field `over`; with
+    `relative` the distance is relative. kind "share" (theory sweeps): `value` is 0 or 1, and 1 in a share of at least `least`
+    of all starts, by a binomial test.
     `control` changes quantities (by epoch, split, ...) or the claim's numbers into a case that must deviate.
+    `contradicted`: the reference of a work that refutes the claim; it is judged all the same, and is expected to deviate.
     """
 
     name: str
     text: str
     kind: str
-    value: Quantity
+    value: Quantity | Field
     cell: str = "*"  # a cell of the paper's scale; "*": any training
     scales: tuple[str, ...] = SCALES
-    over: Quantity | float = 1.0
+    over: Quantity | Field | float = 1.0
     terms: tuple[Quantity, ...] = ()
     predicted: float = 0.0
     tolerance: float = 0.0
     least: float = 1.0
     least_each: float = 0.0
     log: bool = False
+    relative: bool = False
+    contradicted: str = ""
     null: Mapping[str, Any] | None = None
     seeds_needed: int = 5  # a bound that is a theorem may be checked on one network
     control: Mapping[str, Any] = field(default_factory=dict)
@@ -94,20 +126,26 @@ class Claim:
         if "terms" in changes:
             changes["terms"] = tuple(t for t in self.terms if t.measure in changes["terms"])
         over = self.over
+        if isinstance(over, Field):
+            over = over.changed({k: v for k, v in change.items() if k == "where"})
         if isinstance(over, Quantity):
             over = over.changed({**change, "factor": change.get("over_factor", over.factor)})
-        value = self.value.changed({k: v for k, v in change.items() if k != "factor"})
+        value = self.value.changed({k: v for k, v in change.items() if k != "factor" or isinstance(self.value, Field)})
         return dataclasses.replace(self, name=f"{self.name}-control", value=value, over=over, null=None, control={}, **changes)
 
 
 # What a control or a null may change: a quantity's fields, the claim's numbers, the cell that is read, the kind of noise.
 OWN = {"predicted", "tolerance", "least", "least_each", "terms"}
-CHANGES = {f.name for f in dataclasses.fields(Quantity)} | OWN | {"over_factor", "cell", "random"}
+CHANGES = {f.name for kind in (Quantity, Field) for f in dataclasses.fields(kind)} | OWN | {"over_factor", "cell", "random"}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the trainings are: cells (name -> {"study": ..., "options": {...}}) and the registered seeds."""
+    """How large the runs are: cells and the registered seeds.
+
+    A cell is {"study": ..., "options": {...}} for trainings, or {"system": ..., "options": {...}} for a theory sweep, whose
+    options may be grids, with "zip" (options that walk together) and "seeds" of its own ("0:96").
+    """
 
     name: str
     cells: dict[str, dict[str, Any]]
@@ -181,11 +219,14 @@ def _known(where: str, what: str, record: Mapping[str, Any], known: set[str]) ->
             raise RequestError(f"{where}: unknown key {key!r} in {what}; {suggest(key, known)}")
 
 
-def _quantity(where: str, record: Any) -> Quantity | float:
+def _quantity(where: str, record: Any) -> Quantity | Field | float:
     if isinstance(record, (int, float)) and math.isfinite(record):
         return float(record)
     if not isinstance(record, Mapping):
-        raise RequestError(f"{where}: {record!r} is not a quantity; write {{ measure = ... }} or a number")
+        raise RequestError(f"{where}: {record!r} is not a quantity; write {{ measure = ... }}, {{ field = ... }} or a number")
+    if "field" in record:
+        _known(where, "a field", record, {f.name for f in dataclasses.fields(Field)})
+        return Field(**record)
     _known(where, "a quantity", record, {f.name for f in dataclasses.fields(Quantity)})
     made = Quantity(**record)
     if made.epoch not in ("last", "all") and (isinstance(made.epoch, bool) or not isinstance(made.epoch, int)):
@@ -198,7 +239,7 @@ def _claim(where: str, record: Mapping[str, Any]) -> Claim:
     if record["kind"] not in KINDS:
         raise RequestError(f"{where}: unknown kind {record['kind']!r}; {suggest(record['kind'], KINDS)}")
     value = _quantity(where, record["value"])
-    if not isinstance(value, Quantity):
+    if not isinstance(value, (Quantity, Field)):
         raise RequestError(f"{where}: the value of claim {record['name']!r} is a number; name a measured quantity")
     for part in ("null", "control"):
         _known(where, f"the {part} of claim {record['name']!r}", record.get(part) or {}, CHANGES)
@@ -206,6 +247,8 @@ def _claim(where: str, record: Mapping[str, Any]) -> Claim:
         number = record.get(name, 0.0)
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             raise RequestError(f"{where}: {name} {number!r} of claim {record['name']!r} is not a finite number")
+    if (record["kind"] in ("law", "share")) and not isinstance(value, Field):
+        raise RequestError(f"{where}: kind {record['kind']!r} of claim {record['name']!r} is for {{ field = ... }} of a sweep")
     converted = {
         **record,
         "value": value,
@@ -222,15 +265,30 @@ def _scale(where: str, name: str, record: Mapping[str, Any]) -> Scale:
     _known(where, f"scales.{name}", record, {"cells", "seeds", "summary"})
     if name not in SCALES:
         raise RequestError(f"{where}: unknown scale {name!r}; {suggest(name, SCALES)}")
-    cells = {key: {"study": cell["study"], "options": dict(cell.get("options", {}))} for key, cell in record["cells"].items()}
+    cells = {key: _cell(where, f"scales.{name}.cells.{key}", cell) for key, cell in record["cells"].items()}
     return Scale(name, cells, tuple(int(s) for s in record["seeds"]), str(record.get("summary", "")))
+
+
+def _cell(where: str, what: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    if "system" not in record:
+        _known(where, what, record, {"study", "options"})
+        return {"study": record["study"], "options": dict(record.get("options", {}))}
+    _known(where, what, record, {"system", "options", "zip", "seeds"})
+    cell = {**record, "options": dict(record.get("options", {}))}
+    sweeps.grid_of(cell)  # a wrong option is said when the file is read
+    return cell
 
 
 # --- which paper a run belongs to ----------------------------------------------------------------------------------
 
 
 def fits(cell: Mapping[str, Any], system: str, setting: Mapping[str, Any]) -> bool:
-    """Whether a run of `system` with the resolved `setting` is this cell: the study and every option named agree."""
+    """Whether a run of `system` with the resolved `setting` is this cell: the study and every option named agree.
+
+    Of a theory sweep every option counts, and a row must be on the grid.
+    """
+    if "system" in cell:
+        return sweeps.fits(cell, system, setting)
     return cell["study"] == system and all(
         key in setting and _same(wanted, setting[key]) for key, wanted in ((_key(k), v) for k, v in cell["options"].items())
     )

@@ -44,6 +44,7 @@ class System:
             what it needs, and runs on all cells before anything is created.
         columns, predict_columns: what the table on screen shows; "a.b" reaches into a nested record.
         naming: the options whose values make the run's readable name.
+        chunk_seconds: how long a chunk takes at most; a system that gains from large batches takes longer ones.
         version: of the definition of what is computed; part of the run's hash.
         examples: two (command, how long it takes).
         reference: keys of `ufm.references.REFERENCES` that every run of the system cites.
@@ -59,6 +60,7 @@ class System:
     predict_columns: tuple[str, ...]
     naming: tuple[str, ...]
     validate: str = ""
+    chunk_seconds: float = 2.0
     version: int = 1
     examples: tuple[tuple[str, str], ...] = ()
     reference: tuple[str, ...] = field(default=())

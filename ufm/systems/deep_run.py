@@ -16,6 +16,8 @@ from ufm.theory import deep as theory
 from ufm.theory.deep_linear import product
 from ufm.theory.deep_scalar import effective_rank
 
+ALIVE = 1e-3  # logits of a class under this are zero: where a class survives a first-order jump they are of order 1
+
 
 def simulate(tasks: Sequence[Task], device: str) -> list[dict[str, Any]]:
     """Return one row per task: end points of random starts, classified by loss and rank."""
@@ -60,12 +62,27 @@ def _row(problem: Problem, solution: Solution, known: dict[str, Prediction]) -> 
         "gradient_norm": solution.gradient_norm,
         "iterations": solution.iterations,
         "layers": _layers(problem, solution),
+        "output": _output(problem, solution, known[lowest] if lowest else None),
     }
     if "dnc" in losses:
         row["over_dnc"] = solution.loss / losses["dnc"]
     if problem.loss == "mse" and problem.balanced and problem.bias == "none" and 0 < solution.loss < 0.5:
         row["effective_rank"] = effective_rank(solution.loss, problem.depth, float(problem.count_vector[0]), product(problem))
     return row
+
+
+def _output(problem: Problem, solution: Solution, prediction: Prediction | None) -> dict[str, Any]:
+    """Return what Z = (logits - b)^T shows: singular values of Z diag(sqrt n), their distance to theory, classes not at zero."""
+    logits = (solution.logits - solution.b).cpu().numpy()
+    values = np.linalg.svd(logits.T * np.sqrt(problem.count_vector), compute_uv=False)
+    alive = int((np.linalg.norm(logits, axis=1) > ALIVE).sum())
+    found: dict[str, Any] = {"singular_values": values.tolist(), "alive": alive, "distance": None}
+    if prediction is not None and prediction.singular_values is not None:
+        expected = np.zeros(len(values))
+        expected[: len(prediction.singular_values)] = np.sort(prediction.singular_values)[::-1]
+        found["distance"] = float(np.abs(values - expected).max())
+        found["predicted_alive"] = int((np.linalg.norm(prediction.logits - prediction.bias, axis=1) > ALIVE).sum())
+    return found
 
 
 def _imbalance(problem: Problem, solution: Solution) -> float | None:

@@ -63,11 +63,31 @@ def _row(path: Any, keep: bool) -> dict[str, Any]:
     }
     if not path.law:
         row["reasons"] = {"law_error": "no closed form is known for this start, loss and penalty"}
+    if not path.law:
+        row["off_law"] = _off_law(path)
     if keep:
         row["path"] = {"t": path.t, "loss": path.loss, **path.measures}
         if path.law:
             row["path"] |= {"modes": path.modes, "predicted": path.predicted}
     return row
+
+
+def _off_law(path: Any) -> dict[str, float]:
+    """Return how wrong a law is where it need not hold, off its subspace or its ray: the laws' negative control."""
+    problem = path.problem
+    if not problem.balanced or problem.lambda_h or problem.layer_lambdas[0] or not path.finished:
+        return {}
+    per_class, total = float(problem.count_vector[0]), float(problem.count_vector.sum())
+    if problem.loss == "mse" and problem.bias == "free":
+        modes = np.linalg.svd(path.W, compute_uv=False)[:, : problem.classes - 1] ** 2
+        law = np.stack([dynamics.subspace_mode(path.t, u, per_class, total) for u in modes[0]], 1)
+        return {"mixon2020": float(np.abs(modes - np.sort(law, 1)[:, ::-1]).max())}
+    gap = path.measures["logit_gap"]
+    if problem.loss == "ce" and problem.bias == "none" and gap[-1] > 0:
+        first = int(np.argmax(gap > 0))  # the ray has a positive gap
+        law = dynamics.ray(path.t[first:] - path.t[first], float(gap[first]), problem.classes, per_class)
+        return {"ji2021": float(np.abs(gap[first:] - law).max())}
+    return {}
 
 
 def _central_row(spec: Flow, seed: int) -> dict[str, Any]:
@@ -85,13 +105,20 @@ def _central_row(spec: Flow, seed: int) -> dict[str, Any]:
         rtol=min(spec.rtol, 1e-8),
     )
     total = spec.classes * spec.per_class
-    rate = np.diff(path.clock, axis=0) / np.diff(path.t)[:, None] * total
+    rates = {
+        name: np.diff(clock, axis=0) / np.diff(path.t)[:, None] * total
+        for name, clock in (
+            ("clock_rate", path.clock),
+            ("other_clock_rate", dynamics.central_path_clock(path.singular_values, spec.classes, not spec.renormalised)),
+        )
+    }
     row: dict[str, Any] = {
         "status": (Status.ARRIVED if path.finished else Status.DIVERGED).value,
         "loss": None,
         "law": "han2021-renormalised" if spec.renormalised else "han2021",
         "law_error": float(np.abs(path.singular_values - path.predicted).max()),
-        "clock_rate": {"min": float(rate.min()), "max": float(rate.max())},  # in units of 1/N; the law says 1
+        # In units of 1/N; the law says 1, and the other flow's clock does not run evenly.
+        **{name: {"min": float(rate.min()), "max": float(rate.max())} for name, rate in rates.items()},
         "end": {"nc1_pinv": float(path.nc1[-1]), "covariance_drift": float(path.covariance_drift.max())},
         "evaluations": path.evaluations,
         "reasons": {"loss": "the loss is that of the least-squares classifier, not of a path of W"},

@@ -1,0 +1,227 @@
+"""Where random starts of a deep model end: the share below deep neural collapse, over what was swept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compare.figures.axes import Legend, LogAxis, draw_curve, finish, make_square, panels, title
+from compare.figures.cells import differing, sweep_rows
+from compare.figures.drawing import Drawing
+from compare.figures.maps import COLORS
+from compare.figures.series import COLUMNS, Curve
+from compare.figures.settings import _SYMBOLS as SYMBOLS
+from compare.style import GROUPS, LOOKS, Style, escape, group_look
+from ufm.errors import RequestError
+
+BELOW = 1 - 1e-3  # of the loss of deep neural collapse; solved end points lie within 1e-4 of their structure
+SHARES = {
+    "below": ("Below DNC", lambda row: (row.get("over_dnc") or math.inf) < BELOW),
+    "srg": ("At the SRG solution", lambda row: row.get("structure") == "srg"),
+}
+MAP_LEAST = 3  # values of each of two options from which on a heat map is drawn
+
+
+@dataclass(frozen=True)
+class Count:
+    """Starts of one setting: how many, and in how many something happened."""
+
+    number: int
+    hits: int
+
+    @property
+    def share(self) -> float:
+        """hits / number."""
+        return self.hits / self.number
+
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % Clopper-Pearson interval."""
+        from scipy.stats import binomtest
+
+        found = binomtest(self.hits, self.number).proportion_ci(0.95)
+        return float(found.low), float(found.high)
+
+
+def draw(table: Mapping[str, Any], style: Style) -> Drawing:
+    """Draw `ufm simulate deep` with several seeds: shares of starts by where they end.
+
+    Over one option (the initial scale, say): (a) the share below deep neural collapse (DNC), (b) the share at the strongly
+    regular graph solution, with Clopper-Pearson intervals, one curve for each other option. Over two options of three or more
+    values each: the share below DNC as a heat map, with the line where zero becomes the lower of DNC and zero.
+
+    Raises:
+        RequestError: no deep sweep, or one whose settings differ in no number.
+    """
+    rows = sweep_rows(table, "phase", "deep", "`ufm simulate deep`")
+    options = {name: v for name, v in differing(rows).items() if all(isinstance(x, (int, float)) for x in v)}
+    wide = [name for name, values in options.items() if len(values) >= MAP_LEAST]
+    if len(options) == 2 and len(wide) == 2:
+        return _heat(rows, wide, style)
+    if not options:
+        raise RequestError("the settings differ in no numeric option; sweep --init-scale, --dim or --lambda-w")
+    along = "init_scale" if "init_scale" in options else max(options, key=lambda name: len(options[name]))
+    return _curves(rows, along, [name for name in differing(rows) if name != along], style)
+
+
+# --- shares over one option ------------------------------------------------------------------------------------------
+
+
+def _curves(rows: Sequence[dict[str, Any]], along: str, others: Sequence[str], style: Style) -> Drawing:
+    groups = _counts(rows, along, others)
+    if len(groups) > GROUPS:
+        raise RequestError(f"the settings differ in {', '.join(others)[:80]}: over {GROUPS} curves; name fewer runs")
+    with style.applied():
+        row_count, columns, height = (1, 2, 0.4) if style.wide else (2, 1, 0.62)
+        figure, grid = panels(style, row_count, columns, height * style.width)
+        legend, out = Legend(), []
+        for letter, ax, (name, (text, _)) in zip("ab", grid.ravel(), SHARES.items(), strict=True):
+            for index, (label, found) in enumerate(groups.items()):
+                one = _share_curve(f"{name} {label}", found[name])
+                shift = 1 + 0.012 * (index - (len(groups) - 1) / 2)  # equal shares stay apart
+                one = Curve(one.key, one.x * shift, one.value, one.low, one.high, one.seeds, one.censored)
+                _draw_share(ax, one, group_look(index), legend, label)
+                out += one.rows(name)
+            _share_axis(ax, SYMBOLS.get(along, "Initial scale $s$" if along == "init_scale" else escape(along)), groups)
+            title(ax, name, f"({letter}) {text}")
+        legend.band("95 % interval (Clopper-Pearson)")
+        finish(figure, style, legend)
+    return Drawing(figure, COLUMNS, out, _notes(rows))
+
+
+def _counts(rows: Sequence[dict[str, Any]], along: str, others: Sequence[str]) -> dict[str, dict[str, dict[float, Count]]]:
+    """Return group -> share's name -> value of `along` -> Count."""
+    found: dict[str, dict[str, dict[float, list[bool]]]] = {}
+    for row in sorted(rows, key=lambda r: [str(r["parameters"].get(name)) for name in others]):
+        options = row["parameters"]
+        label = escape(", ".join(f"{_short(name)}{_plain(options.get(name))}" for name in others) or "Random starts")
+        for name, (_, test) in SHARES.items():
+            found.setdefault(label, {}).setdefault(name, {}).setdefault(float(options[along]), []).append(bool(test(row)))
+    return {
+        label: {name: {x: Count(len(hits), sum(hits)) for x, hits in sorted(at.items())} for name, at in shares.items()}
+        for label, shares in found.items()
+    }
+
+
+def _short(name: str) -> str:
+    return {"classes": "K=", "depth": "L=", "dim": "d=", "per_class": "n="}.get(name, f"{name}=")
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _share_curve(key: str, counts: Mapping[float, Count]) -> Curve:
+    bounds = np.array([count.interval() for count in counts.values()])
+    share = np.array([count.share for count in counts.values()])
+    number = np.array([count.number for count in counts.values()])
+    return Curve(key, np.array(list(counts)), share, bounds[:, 0], bounds[:, 1], number, np.zeros(len(share), bool))
+
+
+def _draw_share(ax: Any, one: Curve, look: Any, legend: Legend, label: str) -> None:
+    axis = LogAxis(1e-9, 1.0, None)  # a linear axis needs no place for zero: nothing is moved
+    draw_curve(ax, one, look, axis, legend, label, band=False)
+    ax.vlines(one.x, one.low, one.high, color=look.color, lw=0.8, zorder=2, gid=f"band:{one.key}")
+
+
+def _share_axis(ax: Any, label: str, groups: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    values = sorted({x for shares in groups.values() for at in shares.values() for x in at})
+    ax.set_ylim(-0.03, 1.03)
+    ax.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+    ax.set_xscale("log")
+    ax.set_xlim(values[0] / 1.1, values[-1] * 1.1)
+    ax.xaxis.set_major_locator(FixedLocator(values if len(values) <= 6 else values[:: -(-len(values) // 6)]))
+    ax.xaxis.set_major_formatter(FixedFormatter([f"{v:g}" for v in ax.xaxis.get_major_locator().locs]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel(label)
+    ax.set_ylabel("Share of starts")
+
+
+# --- a heat map over two options -------------------------------------------------------------------------------------
+
+
+def _heat(rows: Sequence[dict[str, Any]], names: Sequence[str], style: Style) -> Drawing:
+    along, up = sorted(names, key=lambda name: name in ("dim", "depth", "classes"))  # sizes go up, penalties along
+    xs, ys = (sorted({float(row["parameters"][name]) for row in rows}) for name in (along, up))
+    shares = np.full((len(ys), len(xs)), np.nan)
+    numbers = np.zeros(shares.shape, int)
+    for i, y in enumerate(ys):
+        for j, x in enumerate(xs):
+            here = [r for r in rows if r["parameters"][along] == x and r["parameters"][up] == y]
+            if here:
+                numbers[i, j], shares[i, j] = len(here), np.mean([SHARES["below"][1](row) for row in here])
+    line = _threshold(rows, along, up, xs, ys)
+    with style.applied():
+        figure, grid = panels(style, 1, 1, 0.62 * style.width)
+        legend = Legend()
+        _mesh(figure, grid[0, 0], shares, xs, ys, (along, up))
+        if len(line.x):
+            grid[0, 0].plot(line.x, line.value, color="#000000", linestyle=LOOKS["theory"].dashes, lw=1.2, zorder=3,
+                            gid=f"curve:{line.key}", label=ZERO_LINE)  # fmt: skip
+            legend.line(ZERO_LINE, LOOKS["theory"])
+        make_square(figure, grid[0, 0])
+        finish(figure, style, legend)
+    out = [("phase", f"{up} = {y:g}", x, shares[i, j], np.nan, np.nan, int(numbers[i, j]), "")
+           for i, y in enumerate(ys) for j, x in enumerate(xs)]  # fmt: skip
+    return Drawing(figure, COLUMNS, out + line.rows("phase"), _notes(rows))
+
+
+ZERO_LINE = "Theory: zero is below DNC to the right"
+
+
+def _mesh(figure: Any, ax: Any, shares: np.ndarray, xs: list[float], ys: list[float], names: tuple[str, str]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    colors = LinearSegmentedColormap.from_list("ufm", list(COLORS)).with_extremes(bad="#d0d0d0")
+    mesh = ax.pcolormesh(np.arange(len(xs) + 1) - 0.5, np.arange(len(ys) + 1) - 0.5, shares, vmin=0, vmax=1, cmap=colors,
+                         linewidth=0, gid="heat:phase")  # fmt: skip
+    for axis, values in ((ax.xaxis, xs), (ax.yaxis, ys)):
+        stride = -(-len(values) // 6)
+        axis.set_major_locator(FixedLocator(list(range(0, len(values), stride))))
+        axis.set_major_formatter(FixedFormatter([f"{v:.2g}" for v in values[::stride]]))
+        axis.set_minor_locator(NullLocator())
+    ax.set_xlabel(SYMBOLS.get(names[0], escape(names[0])))
+    ax.set_ylabel(SYMBOLS.get(names[1], escape(names[1])))
+    title(ax, "phase", "Share of starts below DNC")
+    bar = figure.colorbar(mesh, ax=ax, location="right", fraction=0.06, pad=0.02)
+    bar.ax.set_label("colours")
+    bar.outline.set_visible(False)
+
+
+def _threshold(rows: Sequence[dict[str, Any]], along: str, up: str, xs: list[float], ys: list[float]) -> Curve:
+    """Return where DNC stops being below zero, in the coordinates of the map (cells are equally wide)."""
+    from ufm.theory.deep_scalar import critical
+
+    at = []
+    for i, y in enumerate(ys if along in ("lambda_w", "lambda_h") else []):
+        options = {**rows[0]["parameters"], up: y}
+        power = options["depth"] if along == "lambda_w" else 1
+        other = options["lambda_h"] if along == "lambda_w" else options["lambda_w"] ** options["depth"]
+        if options.get("lambdas") is not None or options.get("counts") is not None or options["loss"] != "mse":
+            break
+        # g = (n P K^(L+1))^(1/(L+1)) = g_crit
+        edge = critical(options["depth"]) ** (options["depth"] + 1) / options["classes"] ** (options["depth"] + 1)
+        value = (edge / options["per_class"] / other) ** (1 / power)
+        place = float(np.interp(math.log(value), np.log(xs), np.arange(len(xs)), left=np.nan, right=np.nan))
+        at += [(place, i - 0.5), (place, i + 0.5)]
+    points = np.array(at, dtype=np.float64).reshape(-1, 2)
+    points = points[np.isfinite(points[:, 0])]
+    nothing = np.full(len(points), np.nan)
+    return Curve("zero", points[:, 0], points[:, 1], nothing, nothing, np.zeros(len(points), int), np.zeros(len(points), bool))
+
+
+def _notes(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    ends: dict[str, int] = {}
+    for row in rows:
+        ends[str(row.get("structure") or row["status"])] = ends.get(str(row.get("structure") or row["status"]), 0) + 1
+    listed = ", ".join(f"{name} {number}" for name, number in sorted(ends.items(), key=lambda item: -item[1]))
+    return (
+        f"{len(rows)} random starts, every one counted, whatever became of it: {listed}.",
+        f"Below DNC: loss under {BELOW:g} of that of deep neural collapse. No end point is claimed to be the global optimum.",
+    )
