@@ -168,7 +168,9 @@ def contrastive_gap(reduced: Reduced, z: Tensor, v: Tensor, nonnegative: bool) -
     Where features are non-negative so are the entries of the Gram: positive entries of G where S = 0 are multipliers of theirs.
     """
     r = reduced
-    half = r.loss.gradient(z.clone(), r.targets).mul_(r.weight * r.feature_scale * r.logit_scale)
+    half = r.loss.gradient(z.clone(), r.targets).mul_(r.weight * r.feature_scale)
+    if r.logit_scale is not None:  # None where the temperature is 1
+        half.mul_(r.logit_scale)
     matrix = 0.5 * (half + half.mT)
     y = (torch.bmm(matrix, v) * v).sum(2)
     if nonnegative:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ufm.certify import certificates
 from ufm.errors import RequestError
+from ufm.losses import supcon
 from ufm.problem import Problem
 from ufm.reduce import (
     Reduced,
@@ -28,7 +29,7 @@ from ufm.solution import Solution, Status
 from ufm.solvers import METHODS, OBJECTIVES, SOLVERS, Solver
 from ufm.solvers.lbfgs import MEMORY
 from ufm.solvers.objective import Objective
-from ufm.tables import load, suggest
+from ufm.tables import load, resolve_target, suggest
 
 STEPS = 5000
 START = 0.5  # standard deviation of the start in balanced coordinates; zero itself is a saddle
@@ -101,7 +102,7 @@ def solve_many(
         return _by_depth(problems, seeds, method=method, steps=steps, tol=tol, lr=lr, device=device)
     if method not in ("auto", *SOLVERS):
         return load(METHODS, method, "method")(problems, seeds, method=method, steps=steps, tol=tol, lr=lr, device=device)
-    names = [_method_for(p, method) for p in problems]
+    names = [method_for(p, method) for p in problems]
     out: list[Solution | None] = [None] * len(problems)
     for members in _groups(problems, names):
         for chunk in _chunks(members, problems):
@@ -139,14 +140,22 @@ def _seeds(seeds: Sequence[int] | int | None, count: int) -> list[int]:
     return [check_seed(s) for s in seeds]
 
 
-def _method_for(problem: Problem, method: str) -> str:
-    """Return the solver's name; RequestError for a problem that has no optimum or that the method does not solve."""
+def method_for(problem: Problem, method: str) -> str:
+    """Return the name of the solver that `method` stands for: a depth-1 request is refused here or not at all.
+
+    Raises:
+        RequestError: the problem has no optimum, or the method does not solve it.
+    """
     if problem.depth > 1:
         raise RequestError(f"depth {problem.depth} is not solved by this command; use `ufm simulate deep`, ufm.solve or depth=1")
+    if problem.loss == "supcon":
+        supcon.check(problem)
+    if method != "auto" and method not in SOLVERS:  # these modules know best what they solve
+        module = METHODS[method].target.partition(":")[0]
+        resolve_target(f"{module}:check")(problem, method)
+        return method
     if problem.constraint == "ridge" and problem.penalty == 0 and problem.loss != "supcon":
         raise RequestError("lambda_w * lambda_h is 0: there is no optimum to find; use positive values, or method='gd'")
-    if problem.loss == "supcon" and problem.bias != "none":
-        raise RequestError(f"loss='supcon' has no classifier and no bias; use bias='none', not {problem.bias!r}")
     if problem.constraint == "ball" and problem.features == "nonnegative":
         raise RequestError("constraint='ball' with features='nonnegative' is not solved; use constraint='ridge'")
     nonnegative = problem.features == "nonnegative"
@@ -156,10 +165,10 @@ def _method_for(problem: Problem, method: str) -> str:
         k, t, r = outputs_of(problem), columns(problem), internal_dim(problem)
         convex = problem.constraint == "ridge" and problem.loss != "focal"
         return "newton" if convex and (k + t) * r >= LARGE else "lbfgs"  # by size alone: the batch must not matter
-    if nonnegative != (method == "projected") and not (nonnegative and method == "scipy"):
+    if nonnegative != (method == "projected"):
         known = "projected or scipy" if nonnegative else "lbfgs, newton or scipy"
         raise RequestError(f"method {method!r} does not solve features={problem.features!r}; use auto, {known}")
-    if problem.constraint != "ridge" and method in ("newton", "scipy"):
+    if problem.constraint != "ridge" and method == "newton":
         raise RequestError(f"method {method!r} does not solve constraint={problem.constraint!r}; use auto or lbfgs")
     return method
 

@@ -100,8 +100,8 @@ def test_few_dimensions_leave_a_gap_and_say_so():
 
 
 def test_contrastive_features_are_certified():
-    for features, counts in (("free", 4), ("nonnegative", (6, 4, 2))):
-        problem = ufm.Problem(3, 4, counts, loss="supcon", constraint="sphere", temperature=0.5, features=features)
+    for features, counts, temperature in (("free", 4, 0.5), ("free", 4, 1.0), ("nonnegative", (6, 4, 2), 0.5)):
+        problem = ufm.Problem(3, 4, counts, loss="supcon", constraint="sphere", temperature=temperature, features=features)
         solution = ufm.solve(problem)
         assert solution.status.ok and -1e-13 <= solution.certificate.gap <= 1e-8
         assert solution.features.shape == (12, 4)

@@ -90,6 +90,72 @@ def test_a_row_is_the_solution_beside_its_prediction():
     assert row["measures"]["nc2_etf_means"] < 1e-7 and row["measures"]["nc3_cosine"] < 1e-13
 
 
+def test_scalars_are_found_where_they_are_predicted():
+    """Independent: the closed forms of balanced cross-entropy and of squared error without bias, written out."""
+    K, n, lw, lh = 3, 5, 1e-3, 2e-3
+    s = math.sqrt(n * lw * lh)
+    a, t = math.log(1 / s - K + 1), 1 - K * s
+    size, squares = math.sqrt(math.sqrt(lh * n / lw) * a * (K - 1)), math.sqrt(math.sqrt(lh * n / lw) * t * K)
+    rows = single_run.simulate([Task(spec(lambda_w=lw, lambda_h=lh, loss=loss), 0) for loss in ("ce", "mse")], "cpu")
+    for row, gap, norm, angle in zip(rows, (a, t), (size, squares), (120.0, 90.0), strict=True):
+        expected = {"logit_gap": gap, "weight_norm": norm, "feature_norm": norm * math.sqrt(lw / lh)}
+        expected |= {"angle_weights": angle, "angle_means": angle}
+        for name, value in expected.items():
+            assert row["measures"][name] == pytest.approx(value, rel=1e-8)
+            assert row["prediction"]["values"][name] == pytest.approx(value, rel=1e-8)
+
+
+def test_a_row_keeps_small_grams():
+    import ufm
+
+    row = single_run.simulate([Task(spec(counts=(9, 4, 2)), 2)], "cpu")[0]
+    found = ufm.solve(Problem(3, 4, (9, 4, 2), lambda_w=5e-4, lambda_h=5e-4), seed=2)
+    for name, rows in (("weights", found.W), ("means", found.H)):
+        gram = (rows @ rows.T).numpy()
+        assert row["gram"][name] == [gram[i, j] for i in range(3) for j in range(i, 3)]
+    assert "gram" not in single_run.simulate([Task(spec(classes=21, dim=30), 0)], "cpu")[0]
+
+
+def test_zero_has_norms_and_no_angle():
+    row = single_run.simulate([Task(spec(lambda_w=1.0, lambda_h=1.0), 0)], "cpu")[0]
+    assert row["measures"]["weight_norm"] == row["measures"]["logit_gap"] == row["prediction"]["values"]["feature_norm"] == 0
+    assert math.isnan(row["measures"]["angle_means"]) and "zero" in row["reasons"]["angle_means"]
+
+
+@pytest.mark.parametrize(
+    "method, values, words",
+    [
+        ("gd", {"loss": "supcon", "constraint": "sphere"}, "follows ridge problems"),
+        ("momentum", {"constraint": "ball"}, "follows ridge problems"),
+        ("flow", {"features": "nonnegative"}, "needs features='free'"),
+        ("exact", {"counts": (9, 5, 2)}, "knows no closed form"),
+        ("exact", {"features": "nonnegative"}, "ridge problems with free features"),
+        ("exact", {"constraint": "sphere"}, "ridge problems with free features"),
+        ("scipy", {"constraint": "sphere"}, "penalised problems"),
+        ("scipy", {"lambda_w": 0.0}, "penalised problems"),
+        ("newton", {"constraint": "ball"}, "does not solve"),
+        ("newton", {"features": "nonnegative"}, "does not solve"),
+        ("auto", {"lambda_h": 0.0}, "no optimum"),
+        ("auto", {"loss": "supcon"}, "unit features"),
+        ("auto", {"loss": "supcon", "constraint": "sphere", "per_class": 1}, "no positive pair"),
+        ("auto", {"loss": "supcon", "constraint": "sphere", "logit_scale": (1.0, 2.0, 3.0)}, "no logits to adjust"),
+    ],
+)
+def test_a_method_that_cannot_is_refused_before_the_sweep(method, values, words):
+    with pytest.raises(RequestError, match=words):
+        single_run.validate([spec(), spec(method=method, **values)])
+
+
+def test_a_tolerance_of_one_is_refused():
+    with pytest.raises(RequestError, match="below 1"):
+        check(spec(tol=1.0))
+
+
+def test_what_a_method_can_do_is_not_refused():
+    can = [spec(method=m) for m in ("auto", "lbfgs", "newton", "gd", "momentum", "adam", "flow", "scipy", "exact")]
+    single_run.validate([*can, spec(method="gd", lambda_w=0.0), spec(method="scipy", features="nonnegative")])
+
+
 def test_seeds_and_methods_of_one_batch_keep_their_order():
     tasks = [Task(spec(lambda_w=w, method=m), s) for w in (1e-3, 1e-2) for m in ("lbfgs", "newton") for s in (0, 1)]
     rows = single_run.simulate(tasks, "cpu")
@@ -107,7 +173,8 @@ def test_soft_targets_have_no_class_measures(tmp_path):
     file.write_text("[[0.5, 0.5, 0], [0, 0.5, 0.5]]")
     field = {f.name: f for f in fields(Single)}["targets"]
     row = single_run.simulate([Task(spec(targets=read_value(field, str(file))), 0)], "cpu")[0]
-    assert row["status"] == Status.CONVERGED.value and set(row["measures"].values()) == {None}
+    assert row["status"] == Status.CONVERGED.value and {row["measures"][name] for name in single_run.MEASURED} == {None}
+    assert row["measures"]["weight_norm"] > 0 and math.isnan(row["measures"]["logit_gap"]) and "gram" not in row
     assert "soft" in row["reasons"]["nc1_pinv"]
     file.write_text("[[1, 0, 0], [0, 0.5, 0.5]]")
     single_run.read_targets.cache_clear()
@@ -166,5 +233,5 @@ def test_gradient_descent_follows_the_plain_loop():
 def test_a_trajectory_that_diverges_is_null_and_says_so():
     row = single_run.simulate([Task(spec(method="gd", trajectory=True, lr=1e6, steps=100), 0)], "cpu")[0]
     assert row["status"] == Status.DIVERGED.value
-    assert all(v is None for v in row["measures"].values()) and "not finite" in row["reasons"]["nc1_pinv"]
+    assert all(v is None or math.isnan(v) for v in row["measures"].values()) and "not finite" in row["reasons"]["nc1_pinv"]
     assert not math.isfinite(row["trajectory"]["loss"][-1]) and math.isnan(row["trajectory"]["nc1_pinv"][-1])

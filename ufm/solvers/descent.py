@@ -290,7 +290,7 @@ def follow(
     groups: dict[tuple, list[int]] = {}
     prepared = []
     for i, (p, seed) in enumerate(zip(problems, seeds, strict=True)):
-        _check(p, method)
+        check(p, method)
         weight, features = start(p, seed, equal)
         if p.features == "nonnegative":
             features = np.abs(features)
@@ -310,7 +310,8 @@ def follow(
     return out  # type: ignore[return-value]
 
 
-def _check(problem: Problem, method: str) -> None:
+def check(problem: Problem, method: str) -> None:
+    """Raise RequestError for a problem whose path is not followed."""
     if problem.depth > 1 or problem.constraint != "ridge" or problem.loss == "supcon":
         raise RequestError(f"method {method!r} follows ridge problems of depth 1; use method='auto' for this one")
     if problem.features == "nonnegative" and method == "flow":

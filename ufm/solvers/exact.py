@@ -8,7 +8,7 @@ import torch
 
 from ufm.errors import RequestError
 from ufm.predict import predict
-from ufm.prediction import EVIDENCE
+from ufm.prediction import EVIDENCE, Prediction
 from ufm.problem import Problem
 from ufm.reduce import internal_dim, reduce
 from ufm.solution import Solution
@@ -29,14 +29,20 @@ def solve_exact(
     return [_solve(p, s) for p, s in zip(problems, seeds, strict=True)]
 
 
-def _solve(problem: Problem, seed: int) -> Solution:
-    if problem.constraint != "ridge" or problem.features != "free" or problem.depth != 1:
-        raise RequestError("method 'exact' writes out ridge problems with free features; use method='auto' for this one")
+def check(problem: Problem, method: str = "exact") -> Prediction:
+    """Return the closed form; RequestError, with the reason, where none gives the logits."""
+    if problem.constraint != "ridge" or problem.features != "free" or problem.depth != 1 or problem.penalty == 0:
+        raise RequestError(f"method {method!r} writes out ridge problems with free features; use method='auto' for this one")
     prediction = predict(problem)
     if not prediction.applies or prediction.logits is None or prediction.status == EVIDENCE:
         raise RequestError(
-            f"method 'exact' knows no closed form here ({prediction.reason or 'evidence only'}); use method='auto'"
+            f"method {method!r} knows no closed form here ({prediction.reason or 'evidence only'}); use method='auto'"
         )
+    return prediction
+
+
+def _solve(problem: Problem, seed: int) -> Solution:
+    prediction = check(problem)
     bias = torch.zeros(problem.classes, dtype=torch.float64)
     if prediction.bias is not None and problem.bias != "none":
         bias = torch.as_tensor(prediction.bias, dtype=torch.float64)

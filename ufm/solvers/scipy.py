@@ -29,9 +29,14 @@ def solve_scipy(
     return [_solve(p, s, steps or STEPS, tol) for p, s in zip(problems, seeds, strict=True)]
 
 
-def _solve(problem: Problem, seed: int, steps: int, tol: float) -> Solution:
+def check(problem: Problem, method: str) -> None:
+    """Raise RequestError for a problem that is not solved here."""
     if problem.depth > 1 or problem.constraint != "ridge" or problem.penalty == 0 or problem.loss == "supcon":
-        raise RequestError("method 'scipy' solves penalised problems of depth 1; use method='auto' for this one")
+        raise RequestError(f"method {method!r} solves penalised problems of depth 1; use method='auto' for this one")
+
+
+def _solve(problem: Problem, seed: int, steps: int, tol: float) -> Solution:
+    check(problem, "scipy")
     reduced = reduce([problem])
     objective = objective_of(problem, reduced)
     x0 = objective.start(random_start([problem], [seed], reduced, START))

@@ -102,6 +102,8 @@ def check(spec: Single) -> Cost:
             f"--lambda-b {spec.lambda_b:g} is used only with --bias ridge; to compare biases walk both together: "
             "--bias none,ridge --lambda-b 0,0.01 --zip bias,lambda-b"
         )
+    if spec.tol >= 1:
+        raise RequestError(f"--tol {spec.tol:g} is out of range; give a relative gradient below 1 such as 1e-10")
     if spec.targets is None and spec.classes < 2:
         raise RequestError(f"--classes {spec.classes} is out of range; it must be >= 2, for example 10")
     cost = _cost(spec)
