@@ -2,29 +2,48 @@
 
 A network has weight decay lambda_w on its classifier W but none on its features H. At an optimum of the unconstrained-features
 model the two penalties balance, lambda_w |W|^2 = lambda_h sum_i |h_i|^2 (differentiate f(sW, H/s) at s = 1). Read the other way
-round, the measured norms give lambda_h, hence c = sqrt(lambda_w lambda_h), hence the predicted logits, loss and norms at that
-finite regularisation, which are laid beside the measured ones.
+round, the measured norms give lambda_h, hence c = sqrt(lambda_w lambda_h), hence the predicted logits, loss, norms and Grams at
+that finite regularisation, which are laid beside the measured ones. The balance uses up the ratio |W|/|H|; everything else is
+a prediction.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from compare import points
+from compare import last_layer, points
+from compare.last_layer import Head, Optimality
 from compare.papers import Quantity
 from compare.rows import Cell, Table
 from compare.verdict import per_seed
 from ufm.prediction import Prediction
 from ufm.problem import Problem
 
-LOSSES = ("ce", "mse", "smoothing", "focal")  # the training losses whose normalisation is the theory's
+LOSSES = ("ce", "mse", "mse-mean", "smoothing", "focal")
 NEGATIVE = -1e-6  # of the largest feature mean: below it the features are not those of a ReLU
-QUANTITIES = ("logit gap", "train loss", "objective", "|W|", "|H|/sqrt(N)")
+QUANTITIES = (
+    *("logit gap", "margin", "train loss", "objective", "|W|", "|H|/sqrt(N)"),
+    *("common mean, share of |M|^2", "within classes, share of |H|^2"),
+)
+NEAR = 0.05  # NC1_train up to which the network counts as collapsed
+STATIONARY = 0.2  # relative mismatch of pull and decay of the classifier from which it is said
+NORMED = "batch norm before the classifier: what limits the features is the decay of its scale, not a decay of the features"
+PARTIAL = "decay on weights only: the biases and scales that enlarge the features cost nothing"
+NOTHING_KEPT = "the run kept no class means and no classifier"
+UNEQUAL_ADAM = "Adam scales the decay with the gradient's second moment: the balance of the two penalties does not hold"
+DECOUPLED = "AdamW decays the weights outside the loss: its end point is no stationary point of a penalised loss"
+STRUCTURES = {
+    "etf": "simplex ETF",
+    "of": "orthogonal frame",
+    "gof": "orthogonal frame with class-dependent lengths",
+    "solved": "no closed form; the numerical optimum",
+    "zero": "zero",
+}
 
 
 @dataclass(frozen=True)
@@ -33,11 +52,12 @@ class Calibration:
 
     seed: int
     reason: str = ""  # why not
-    lambda_w: float = math.nan
-    lambda_h: float = math.nan
-    structure: str = ""  # of the prediction: "etf", "of", ...
+    problem: Problem | None = field(default=None, repr=False)
+    prediction: Prediction | None = field(default=None, repr=False)
     values: Mapping[str, tuple[float, float]] | None = None
-    caveats: tuple[str, ...] = ()
+    distances: Mapping[str, float] = field(default_factory=dict)  # relative, of logits and Grams
+    optimality: Optimality | None = None
+    caveats: tuple[str, ...] = ()  # assumptions that this training does not quite meet
 
     @property
     def applies(self) -> bool:
@@ -45,9 +65,55 @@ class Calibration:
         return self.values is not None
 
     @property
+    def lambda_w(self) -> float:
+        """Decay of the classifier, in the package's normalisation of the loss."""
+        return self.problem.layer_lambdas[0] if self.problem else math.nan
+
+    @property
+    def lambda_h(self) -> float:
+        """Decay of the features that balances it."""
+        return self.problem.lambda_h if self.problem else math.nan
+
+    @property
     def c(self) -> float:
         """sqrt(lambda_w lambda_h), the price of one unit of the nuclear norm."""
         return math.sqrt(self.lambda_w * self.lambda_h)
+
+    @property
+    def structure(self) -> str:
+        """Name of the predicted structure: "etf", "of", "gof", "solved", ..."""
+        return self.prediction.name if self.prediction else ""
+
+    @property
+    def describes(self) -> str:
+        """What is predicted, in words: the structure of the class means, and for which features."""
+        if self.prediction is None or self.problem is None:
+            return ""
+        name = STRUCTURES.get(self.structure, self.structure)
+        features = "nonnegative features" if self.problem.features == "nonnegative" else "free features"
+        return f"{name}, {features}; {self.prediction.status}"
+
+    def record(self) -> dict[str, Any]:
+        """Return everything as a JSON-ready record."""
+        made: dict[str, Any] = {"seed": self.seed, "applies": self.applies, "reason": self.reason}
+        if not self.applies or self.prediction is None or self.optimality is None:
+            return made
+        values = {name: {"predicted": p, "measured": m} for name, (p, m) in (self.values or {}).items()}
+        return {
+            **made,
+            "lambda_w": self.lambda_w,
+            "lambda_h": self.lambda_h,
+            "c": self.c,
+            "problem": self.problem.to_dict() if self.problem else None,
+            "structure": self.structure,
+            "status": self.prediction.status,
+            "assumptions": list(self.prediction.assumptions),
+            "reference": self.prediction.reference,
+            "values": values,
+            "distances": dict(self.distances),
+            "optimality": vars(self.optimality),
+            "caveats": list(self.caveats),
+        }
 
 
 def why_not(config: Mapping[str, Any]) -> str:
@@ -57,9 +123,9 @@ def why_not(config: Mapping[str, Any]) -> str:
     if not config.get("weight_decay"):
         return "no weight decay: there is no finite optimum to compare with"
     if config.get("optimizer") == "adamw":
-        return "AdamW decays the weights outside the loss: its end point is no stationary point of a penalised loss"
+        return DECOUPLED
     if config.get("optimizer") == "adam":
-        return "Adam scales the decay with the gradient's second moment: the balance of the two penalties does not hold"
+        return UNEQUAL_ADAM
     if config.get("head", "linear") != "linear":
         return f"the head is {config.get('head')!r}; the balance is that of one trained linear classifier"
     if config.get("label_noise"):
@@ -68,93 +134,125 @@ def why_not(config: Mapping[str, Any]) -> str:
 
 
 def calibrate(table: Table, cell: Cell, seed: int) -> Calibration:
-    """Infer lambda_h of one trained network and predict its logits, loss and norms from it.
+    """Infer lambda_h of one trained network and predict its logits, loss, norms and Grams from it.
 
     Args:
         table: the rows of the cell. cell: the training setting. seed: one of its seeds, with its arrays kept.
     """
     reason = why_not(cell.config)
-    arrays = points.arrays_of(points.seed_folder(cell, seed))
-    names = ("weight", "penultimate/train/means", "penultimate/train/counts", "penultimate/train/traces")
-    if not reason and not all(name in arrays for name in names):
-        reason = "the run kept no class means and no classifier"
     if reason:
         return Calibration(seed, reason)
-    W, means, counts, traces = (np.asarray(arrays[name], dtype=np.float64) for name in names)
-    b = np.asarray(arrays.get("bias", np.zeros(len(W))), dtype=np.float64)
-    if not (np.isfinite(means).all() and np.isfinite(traces).all()):
-        return Calibration(seed, "a class is absent from the train data")
-    size_w, size_h = float((W**2).sum()), float(counts @ ((means**2).sum(1) + traces))
-    if not (size_w > 0 and size_h > 0):
-        return Calibration(seed, "the classifier or the features are zero")
-    decay = float(cell.config["weight_decay"])
-    nonnegative = bool(means.min() >= NEGATIVE * np.abs(means).max())
-    problem = _problem(cell.config, W, counts, decay, decay * size_w / size_h, bool("bias" in arrays), nonnegative)
-    predicted, problem, more = _predict(problem)
+    scale = loss_scale(cell.config, seed, cell)
+    head, reason = head_of(table, cell, seed, scale)
+    if head is None:
+        return Calibration(seed, reason)
+    decay = float(cell.config["weight_decay"]) * scale
+    nonnegative = bool(head.means.min() >= NEGATIVE * np.abs(head.means).max())
+    problem = _problem(cell.config, head, decay, nonnegative)
+    predicted = last_layer.optimum(problem)
     if not predicted.applies or predicted.gram_w is None or predicted.gram_h is None or predicted.logits is None:
-        return Calibration(seed, predicted.reason or "the prediction is not unique", decay, problem.lambda_h)
-    loss = per_seed(table, Quantity("loss", "train", "network"), [seed]).get(seed, math.nan)
-    penalty = decay / 2 * size_w + problem.lambda_h / 2 * size_h + problem.lambda_b / 2 * float(b @ b)
-    measured = (_gap(means @ W.T + b), loss, loss + penalty, math.sqrt(size_w), math.sqrt(size_h / counts.sum()))
-    values = dict(zip(QUANTITIES, zip(_predicted(predicted, problem), measured, strict=True), strict=True))
-    return Calibration(seed, "", decay, problem.lambda_h, predicted.name, values, (*caveats(table, cell, seed), *more))
+        return Calibration(seed, predicted.reason or "the prediction is not unique", problem)
+    pairs = zip(last_layer.predicted_values(predicted, problem), last_layer.measured_values(head, problem), strict=True)
+    near = last_layer.optimality(head, problem)
+    return Calibration(
+        seed,
+        "",
+        problem,
+        predicted,
+        dict(zip(QUANTITIES, pairs, strict=True)),
+        last_layer.distances(head, predicted, problem.loss),
+        near,
+        caveats(table, cell, seed, near),
+    )
 
 
-def _problem(
-    config: Mapping[str, Any], W: np.ndarray, counts: np.ndarray, decay: float, lambda_h: float, bias: bool, nonnegative: bool
-) -> Problem:
-    n = tuple(int(v) for v in counts)
-    penalised = bias and config.get("decay", "all") == "all"
+def loss_scale(config: Mapping[str, Any], seed: int, cell: Cell) -> float:
+    """Return what the training's loss is to be multiplied with to be this package's: K/2 for the mean over classes."""
+    weight = points.arrays_of(points.seed_folder(cell, seed)).get("weight")
+    return len(weight) / 2 if config.get("loss") == "mse-mean" and weight is not None else 1.0
+
+
+def head_of(table: Table, cell: Cell, seed: int, scale: float = 1.0) -> tuple[Head | None, str]:
+    """Return the measured last layer of one seed, its loss multiplied by `scale`, or None and the reason."""
+    arrays = points.arrays_of(points.seed_folder(cell, seed))
+    names = ("weight", "penultimate/train/means", "penultimate/train/counts", "penultimate/train/traces")
+    if not all(name in arrays for name in names):
+        return None, NOTHING_KEPT
+    W, means, counts, traces = (np.asarray(arrays[name], dtype=np.float64) for name in names)
+    if means.shape != W.shape or not (np.isfinite(means).all() and np.isfinite(traces).all()):
+        return None, "a class is absent from the train data"
+    b = np.asarray(arrays["bias"], dtype=np.float64) if "bias" in arrays else None
+    fit = per_seed(table, Quantity("loss", "train", "network"), [seed]).get(seed, math.nan)
+    head = Head(W, b, means, counts, traces, fit * scale)
+    if not (head.size_w > 0 and head.size_h > 0):
+        return None, "the classifier or the features are zero"
+    return head, ""
+
+
+def _problem(config: Mapping[str, Any], head: Head, decay: float, nonnegative: bool) -> Problem:
+    n = tuple(int(v) for v in head.counts)
+    penalised = head.b is not None and config.get("decay", "all") == "all"
     extra = {name: config[name] for name in ("smoothing", "focal_gamma") if config.get(name) is not None}
     return Problem(
-        classes=len(W),
-        dim=W.shape[1],
+        classes=len(head.W),
+        dim=head.W.shape[1],
         counts=n[0] if len(set(n)) == 1 else n,
-        loss=config["loss"],
+        loss="mse" if config["loss"] == "mse-mean" else config["loss"],
         lambda_w=decay,
-        lambda_h=lambda_h,
-        bias="ridge" if penalised else "free" if bias else "none",
+        lambda_h=decay * head.size_w / head.size_h,
+        bias="ridge" if penalised else "none" if head.b is None else "free",
         lambda_b=decay if penalised else 0.0,
         features="nonnegative" if nonnegative else "free",
         **extra,
     )
 
 
-def _predict(problem: Problem) -> tuple[Prediction, Problem, tuple[str, ...]]:
-    """Return the closed form; for ReLU features without one the free features' stands in, and says so."""
-    from ufm.predict import predict
-
-    answer = predict(problem)
-    if answer.applies or problem.features == "free":
-        return answer, problem, ()
-    free = problem.replace(features="free")
-    return predict(free), free, ("ReLU features: no closed form for nonnegative features here, that of free ones is shown",)
-
-
-def _gap(logits: np.ndarray) -> float:
-    """Mean over classes of the own logit minus the mean of the others."""
-    K = len(logits)
-    own = np.diag(logits)
-    return float(np.mean(own - (logits.sum(1) - own) / (K - 1)))
-
-
-def _predicted(q: Prediction, problem: Problem) -> tuple[float, float, float, float, float]:
-    size_w, n = float(np.trace(q.gram_w)), problem.count_vector
-    size_h = float(n @ np.diag(q.gram_h))
-    b = q.bias if q.bias is not None else np.zeros(problem.classes)
-    penalty = problem.layer_lambdas[0] / 2 * size_w + problem.lambda_h / 2 * size_h + problem.lambda_b / 2 * float(b @ b)
-    return _gap(np.asarray(q.logits)), float(q.loss) - penalty, float(q.loss), math.sqrt(size_w), math.sqrt(size_h / n.sum())
-
-
-def caveats(table: Table, cell: Cell, seed: int) -> tuple[str, ...]:
+def caveats(table: Table, cell: Cell, seed: int, near: Optimality) -> tuple[str, ...]:
     """Return what the calibration takes for granted and this training does not quite do."""
     found = []
     if cell.config.get("norm") == "batch":
-        found.append("batch norm before the classifier: what limits the features is the decay of its scale, not of the features")
+        found.append(NORMED)
+    if cell.config.get("decay", "all") != "all":
+        found.append(PARTIAL)
     nc1 = per_seed(table, Quantity("nc1_pinv"), [seed]).get(seed, math.nan)
-    if not nc1 <= 0.05:
-        found.append(f"NC1_train is {nc1:.2g}: not near the optimum")
+    if not nc1 <= NEAR:
+        found.append(f"NC1_train is above {NEAR:g}: the network is not near the optimum")
+    if not abs(near.pull - 1) <= STATIONARY:
+        side = "less" if near.pull < 1 else "more"
+        pull = f"the loss (at {near.pull_at}) pulls on its norm {side} than its decay does"
+        found.append(f"the classifier is not stationary: {pull}")
     return tuple(found)
+
+
+def explain(made: Sequence[Calibration]) -> str:
+    """Return in sentences where the difference between a network and its predicted optimum lies, over its seeds."""
+    found = [one for one in made if one.applies and one.values and one.optimality]
+    if not found:
+        return ""
+
+    def mean(numbers: Iterable[float]) -> float:
+        return float(np.mean(list(numbers)))
+
+    def of(name: str) -> tuple[float, float]:
+        predicted, measured = zip(*(one.values[name] for one in found if one.values), strict=True)
+        return mean(predicted), mean(measured)
+
+    best, paid = of("objective")
+    common, within = of(QUANTITIES[6]), of(QUANTITIES[7])
+    scatter, excess, gap = (mean(getattr(one.optimality, name) for one in found) for name in ("scatter", "excess", "gap"))
+    above = "The train loss was not measured. "
+    if math.isfinite(paid):
+        bound = (
+            f"the duality gap of the measured layer bounds it by {gap:.3g}" if math.isfinite(gap) else found[0].optimality.reason
+        )
+        above = f"The measured layer is {paid - best:.3g} above the optimum {best:.3g}; {bound}. "
+        above += f"Within-class scatter costs {scatter:.3g} of it. "
+    return (
+        f"{above}The network pays {excess:.3g} x the least penalty for its own logits: "
+        f"its class means have {common[1]:.0%} of their squared length in common against {common[0]:.0%} at the optimum, and "
+        f"{within[1]:.2%} of the features' squared length is scatter. The model prices every direction of the features alike; "
+        "what lies below a classifier does not. The ratio |W|/|H| is used up by the balance, so both norms are off by one factor."
+    )
 
 
 def calibrations(table: Table, name: str) -> list[Calibration]:

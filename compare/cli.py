@@ -1,4 +1,4 @@
-"""The command `compare`: reproduce, papers, verdict, plot, table, report. Each is imported when it is asked for."""
+"""The command `compare`: reproduce, papers, verdict, plot, table, calibrate, report. Each is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "verdict": Entry("compare.commands.verdict:command", "judge runs: agrees, deviates or undecided"),
     "plot": Entry("compare.commands.plot:command", "draw a figure of runs, with its numbers as CSV beside it"),
     "table": Entry("compare.commands.table:command", "numbers with intervals: text, LaTeX, CSV, Markdown, JSON"),
+    "calibrate": Entry("compare.commands.calibrate:command", "what theory predicts at a network's own regularisation"),
     "report": Entry("compare.commands.report:command", "one self-contained HTML page of runs"),
 }
 

@@ -24,7 +24,6 @@ from ufm.files import atomic_write
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 MOST_DETAILS = 60  # claims explained one by one; of more, only those that do not agree
-STRUCTURES = {"etf": "simplex ETF", "of": "orthogonal frame (nonnegative features)", "gof": "general orthogonal frame"}
 MARKS = {AGREES: "\u2713", DEVIATES: "\u2717", UNDECIDED: "?", NOT_RUN: "\u2013"}  # a word and a sign, never a colour alone
 STYLE = """
 :root { color-scheme: light; }
@@ -292,16 +291,17 @@ def _quotient(mean: Sequence[float]) -> str:
 
 
 def _moment_rows(cell: Cell) -> list[tuple[str, str, str, str]]:
-    """The error that the moments of the first seed's test features predict; its gap to the measured one is non-Gaussianity."""
-    seed = next((s for s in cell.seeds if points.arrays_of(points.seed_folder(cell, s))), None)
-    found = None if seed is None else points.moment_error(cell, seed)
-    if found is None:
+    """The error that the moments of the test features predict; its gap to the measured one is non-Gaussianity."""
+    found = [one for seed in cell.seeds if (one := points.moment_error(cell, seed)) is not None]
+    if not found:
         return []
-    predicted, measured = found
-    bounds = f"union bound {format_number(predicted.union)}, Cantelli {format_number(predicted.cantelli)}"
-    note = f"Gaussian test features with the measured class means and covariances, seed {seed}"
-    rest = f"{note}; measured error {format_number(measured)}"
-    return [("error predicted from the test moments", format_number(predicted.gaussian), bounds, _e(rest))]
+    gaussian, union, cantelli, measured = (
+        sum(column) / len(found) for column in zip(*((p.gaussian, p.union, p.cantelli, m) for p, m in found), strict=True)
+    )
+    bounds = f"union bound {format_number(union)}, Cantelli {format_number(cantelli)}"
+    note = f"Gaussian test features with the measured class means and covariances, {len(found)} seeds"
+    rest = f"{note}; measured error {format_number(measured)}; what is missing is non-Gaussianity"
+    return [("error predicted from the test moments", format_number(gaussian), bounds, _e(rest))]
 
 
 def _trainings(table: Table) -> list[str]:
@@ -310,32 +310,46 @@ def _trainings(table: Table) -> list[str]:
 
 def _calibration(table: Table) -> str:
     """What the unconstrained-features model predicts at the network's own regularisation, beside what was measured."""
-    parts = []
-    for name in _trainings(table)[:MOST_CELLS]:
-        made = [one for one in calibrate.calibrations(table, name) if one.applies]
-        if not made:
-            continue
-        rows = []
-        for quantity in calibrate.QUANTITIES:
-            pairs = [one.values[quantity] for one in made if one.values]
-            predicted, measured = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-            ratio = format_number(measured / predicted) if predicted else "\u2013"
-            rows.append((_e(quantity), format_number(predicted), format_number(measured), ratio))
-        columns = [("Quantity", "t"), ("Predicted", "n"), ("Measured", "n"), ("Measured / predicted", "n")]
-        caveats = list(dict.fromkeys(c for one in made for c in one.caveats))
-        price = sum(one.c for one in made) / len(made)
-        structure = STRUCTURES.get(made[0].structure, made[0].structure)
-        note = f"Predicted structure: {structure}; c = {format_number(price)}, means over {len(made)} seeds."
-        note = " ".join([note, *map(_sentence, caveats)])
-        parts.append(f'<h3>{_e(name)}</h3>\n{_table(columns, rows)}\n<p class="small">{_e(note)}</p>')
+    names = _trainings(table)[:MOST_CELLS]
+    parts = [part for name in names if (part := _calibrated_cell(name, calibrate.calibrations(table, name)))]
     if not parts:
         return ""
     intro = (
         "A network decays its weights, not its features. At an optimum of the unconstrained-features model the two penalties "
         "balance, so the measured norms of classifier and features give the features' decay, and with it the predicted "
-        "logits, loss and norms. Nothing is fitted. The logit gap is the own logit minus the mean of the others."
+        "logits, loss, norms and Grams. Nothing is fitted. The logit gap is the own logit minus the mean of the others, the "
+        "margin the own minus the largest other, both of the class means."
     )
     return f"<h2>At the network's own regularisation</h2>\n<p>{_e(intro)}</p>\n" + "\n".join(parts)
+
+
+def _calibrated_cell(name: str, made: Sequence[calibrate.Calibration]) -> str:
+    found = [one for one in made if one.applies and one.values]
+    refused = [one.reason for one in made if not one.applies and one.reason != calibrate.NOTHING_KEPT]
+    notes = [f"No prediction for {_plural(refused.count(reason))}: {reason}." for reason in dict.fromkeys(refused)]
+    if not found:
+        return f"<h3>{_e(name)}</h3>\n<p>{_e(' '.join(notes))}</p>" if notes else ""
+    rows = []
+    for quantity in calibrate.QUANTITIES:
+        pairs = [one.values[quantity] for one in found]
+        predicted, measured = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        ratio = format_number(measured / predicted) if predicted else "\u2013"
+        rows.append((_e(quantity), format_number(predicted), format_number(measured), ratio))
+    for key in found[0].distances:
+        away = sum(one.distances[key] for one in found) / len(found)
+        rows.append((_e(f"{key}: relative distance"), "0", format_number(away), "\u2013"))
+    columns = [("Quantity", "t"), ("Predicted", "n"), ("Measured", "n"), ("Measured / predicted", "n")]
+    price = format_number(sum(one.c for one in found) / len(found))
+    caveats = [f"Not met: {text}." for text in dict.fromkeys(c for one in found for c in one.caveats)]
+    lead = f"Predicted: {found[0].describes}; c = {price}, means over {_plural(len(found))}."
+    small = " ".join([lead, *notes, *caveats])
+    return (
+        f'<h3>{_e(name)}</h3>\n{_table(columns, rows)}\n<p>{_e(calibrate.explain(found))}</p>\n<p class="small">{_e(small)}</p>'
+    )
+
+
+def _plural(seeds: int) -> str:
+    return f"{seeds} seed" + ("s" if seeds != 1 else "")
 
 
 # --- methods, references, provenance, what is missing ---------------------------------------------------------------

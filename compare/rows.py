@@ -162,6 +162,21 @@ class Table(Mapping):
         """Return the table with some columns replaced."""
         return replace(self, data={**self.data, **columns})
 
+    def extended(self, columns: Mapping[str, Sequence[Any]]) -> Table:
+        """Return the table with rows added below; missing columns are filled as in `table_of`."""
+        more = table_of(columns).data
+        data: dict[str, np.ndarray | Codes] = {}
+        for name, column in self.data.items():
+            added = more[name]
+            if isinstance(column, Codes):
+                levels = {text: i for i, text in enumerate(column.levels)}
+                place = np.array([levels.setdefault(text, len(levels)) for text in added.levels], dtype=np.int32)
+                codes = place[added.codes] if len(place) else added.codes
+                data[name] = Codes(np.concatenate([column.codes, codes]), tuple(levels))
+            else:
+                data[name] = np.concatenate([column, added])
+        return replace(self, data=data)
+
     def codes(self, name: str) -> np.ndarray:
         """Return a column as integers (the codes of text), for grouping."""
         column = self.data[name]

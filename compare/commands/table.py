@@ -30,6 +30,7 @@ def command(
 ) -> None:
     """Print numbers."""
     from compare import table as tables
+    from compare.derived import with_derived
     from compare.load import load
     from ufm.errors import RequestError
     from ufm.files import atomic_write
@@ -41,6 +42,8 @@ def command(
     path = output_path(output, (".txt", ".tex", ".csv", ".md", ".json")) if output else None
     loaded = load(runs)
     say_left_out(loaded)
+    if not conventions:
+        loaded = with_derived(loaded)
     if layer:
         for name in layer.split(","):
             if name not in loaded.levels("layer"):

@@ -2,8 +2,9 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from synthetic_runs import write_training
+from synthetic_runs import hui_setting, rows_of_seed, write_training
 
 from compare.cli import COMMANDS
 from ufm import console
@@ -142,3 +143,26 @@ def test_help_and_verdict_import_no_torch(runs):
     )
     done = subprocess.run([sys.executable, "-c", script, str(runs)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_calibrate_prints_predicted_beside_measured_and_says_why_not(run, tmp_path):
+    generator = np.random.default_rng(0)
+    means = np.abs(generator.standard_normal((3, 5)))
+    arrays = {
+        "weight": generator.standard_normal((3, 5)),
+        "penultimate/train/means": means,
+        "penultimate/train/counts": np.full(3, 10),
+        "penultimate/train/traces": np.full(3, 0.1),
+    }
+    setting = hui_setting(bias=False)
+    loss = {**rows_of_seed(0)[0], "epoch": 100, "step": 800, "layer": "network", "metric": "loss", "value": 0.5}
+    folder = write_training(tmp_path / "sgd", seeds=[0], setting=setting, tensors=arrays, rows=[*rows_of_seed(0), loss])
+    code, out, err = run("calibrate", folder)
+    assert code == 0 and err == "" and "measured / predicted" in out and "relative distance: logits " in out
+    assert "duality gap" in out and "assumption not met: batch norm" in out and "nonnegative features" in out
+    document = json.loads(run("calibrate", folder, "--json")[1])
+    seeds = document[0]["seeds"]
+    assert [one["seed"] for one in seeds] == [0] and seeds[0]["values"]["margin"]["predicted"] > 0
+    assert seeds[0]["optimality"]["gap"] > 0
+    other = write_training(tmp_path / "adamw", seeds=[0], setting={**setting, "optimizer": "adamw"}, tensors=arrays)
+    assert "no prediction (seed 0): AdamW" in run("calibrate", other)[1]

@@ -3,6 +3,7 @@ import pytest
 from synthetic_runs import write_training
 
 from compare import points
+from compare.derived import with_derived
 from compare.load import load
 from compare.rows import Cell
 
@@ -30,6 +31,34 @@ def test_the_moments_of_gaussian_features_predict_their_error(tmp_path):
     assert measured == pytest.approx(error) and error > 0.01
     assert predicted.gaussian == pytest.approx(error, rel=0.05)
     assert predicted.gaussian <= predicted.union and error <= predicted.cantelli
+
+
+@pytest.mark.parametrize("spread", [0.6, 0.9, 1.4])
+def test_anisotropic_shifted_gaussian_features_err_as_their_moments_say(tmp_path, spread):
+    """Covariances that differ by class, test means off the train means: within 20 % of the measured error."""
+    torch = pytest.importorskip("torch")
+    from empirical.tensors import layer_tensors
+
+    rng = np.random.default_rng(int(100 * spread))
+    K, d, n = 5, 12, 800
+    means = 2 * rng.standard_normal((K, d)) / np.sqrt(d)
+    roots = spread * rng.standard_normal((K, d, d)) / np.sqrt(d)
+    shifts = 0.2 * rng.standard_normal((K, d)) / np.sqrt(d)
+    labels = np.repeat(np.arange(K), n)
+    splits = []
+    for shift in (0 * shifts, shifts):
+        noise = np.einsum("nij,nj->ni", roots[labels], rng.standard_normal((K * n, d)))
+        splits.append((torch.from_numpy((means + shift)[labels] + noise), torch.from_numpy(labels)))
+    arrays = {f"penultimate/{key}": value for key, value in layer_tensors(*splits, K).items()}
+    table = with_derived(load(write_training(tmp_path, seeds=[0], tensors=arrays)))
+    cell = next(iter(table.cells.values()))
+    predicted, measured = points.moment_error(cell, 0)
+    assert measured > 0.005 and predicted.gaussian == pytest.approx(measured, rel=0.2)
+    assert measured <= predicted.cantelli and predicted.gaussian <= predicted.union <= predicted.cantelli
+    row = table.where(measure="ncc_error", centres="train", epoch=100)
+    assert row["predicted"][0] == predicted.gaussian and "Gaussian" in row["assumption"][0]
+    assert table.where(measure="ncc_error_union")["value"][0] == predicted.union
+    assert table.where(measure="ncc_error_cantelli")["value"][0] == predicted.cantelli
 
 
 def test_without_arrays_there_is_no_prediction_and_no_error_over_points(tmp_path):

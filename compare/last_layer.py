@@ -1,0 +1,198 @@
+"""A measured last layer (W, class means, b) held against the optimum of one `Problem`: arrays in, numbers out.
+
+What the network pays is f = fit + lambda_w/2 |W|^2 + lambda_h/2 sum_i |h_i|^2 + lambda_b/2 |b|^2, within-class scatter included.
+The optimum f* is a closed form where one applies and a certified numerical solution where none does.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ufm.prediction import Prediction, not_applicable
+from ufm.problem import Problem
+
+MOST_CLASSES = 200  # beyond it a numerical optimum takes minutes
+CLOSED = 1e-6  # relative duality gap up to which a numerical optimum is shown as the prediction
+SHIFT_FREE = ("ce", "smoothing", "focal")  # losses that do not see a constant added to all logits
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """W (K, d), b (K,) or None, class means (K, d), counts (K,), Tr Sigma_k (K,) and the mean data loss of one network."""
+
+    W: np.ndarray
+    b: np.ndarray | None
+    means: np.ndarray
+    counts: np.ndarray
+    traces: np.ndarray
+    fit: float
+
+    @property
+    def bias(self) -> np.ndarray:
+        """The bias, zeros where there is none."""
+        return np.zeros(len(self.W)) if self.b is None else self.b
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Logits of the class means (K, K), row = class of the sample."""
+        return self.means @ self.W.T + self.bias
+
+    @property
+    def size_w(self) -> float:
+        """|W|^2."""
+        return float((self.W**2).sum())
+
+    @property
+    def size_h(self) -> float:
+        """sum_i |h_i|^2 over all train samples."""
+        return float(self.counts @ ((self.means**2).sum(1) + self.traces))
+
+    @property
+    def within(self) -> float:
+        """Share of sum_i |h_i|^2 that is within-class scatter."""
+        return float(self.counts @ self.traces) / self.size_h
+
+    @property
+    def mean_share(self) -> float:
+        """|mu_C|^2 over the mean |mu_k|^2: what all classes have in common."""
+        return _mean_share(self.means @ self.means.T)
+
+    def objective(self, problem: Problem) -> float:
+        """Return f of the whole network's last layer, every sample counted."""
+        return self.fit + self.penalty(problem, self.size_h)
+
+    def penalty(self, problem: Problem, size_h: float) -> float:
+        """Return the three penalties for a given sum of |h|^2."""
+        ridge = problem.lambda_b / 2 * float(self.bias @ self.bias)
+        return problem.layer_lambdas[0] / 2 * self.size_w + problem.lambda_h / 2 * size_h + ridge
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """How far a last layer is from the optimum of its problem."""
+
+    gap: float  # duality: f - f* <= gap; nan where no bound is known
+    relative: float  # gap / f
+    reason: str  # what is certified, or why nothing is
+    scatter: float  # the part of f that within-class scatter costs: f - f(every sample at its class mean)
+    excess: float  # penalty paid / least penalty for the same logits (their nuclear norm), >= 1
+    pull: float  # -<W, dfit/dW> / (lambda_w |W|^2): 1 where the classifier is stationary
+    pull_at: str  # "all samples", or "the class means" where the arrays do not give more
+
+
+@functools.lru_cache(maxsize=256)
+def optimum(problem: Problem) -> Prediction:
+    """Return the closed form, else the optimum that a solver found and the duality gap certifies; else why there is none."""
+    from ufm.predict import predict
+
+    answer = predict(problem)
+    if answer.applies:
+        return answer
+    if problem.classes > MOST_CLASSES:
+        return not_applicable(f"{answer.reason}; a numerical optimum is sought up to {MOST_CLASSES} classes")
+    from ufm.solve import solve
+
+    # 2 K dimensions hold every optimum and, for features >= 0, have no bad local minima.
+    found = solve(problem.replace(dim=min(problem.dim, 2 * problem.classes)), seed=0)
+    sure = found.certificate
+    if not found.status.ok or sure is None or not sure.valid or sure.relative > CLOSED:
+        return not_applicable(f"{answer.reason}; the solver: {found.status.value}, not certified as the optimum")
+    W, H, b = (x.numpy() for x in (found.W, found.H, found.b))
+    return Prediction(
+        name="solved",
+        loss=found.loss,
+        logits=H @ W.T + b,
+        bias=b,
+        gram_w=W @ W.T,
+        gram_h=H @ H.T,
+        status=f"found numerically, certified to {max(sure.relative, 0.0):.1g} of its value",
+        zero=found.status.name == "ZERO",
+    )
+
+
+def optimality(head: Head, problem: Problem) -> Optimality:
+    """Return the certificate of a measured last layer, and what it loses where."""
+    import torch
+
+    from ufm.certify import certificates
+    from ufm.reduce import reduce
+
+    reduced = reduce([problem])
+    z = torch.from_numpy(np.ascontiguousarray(head.logits.T))[None]  # column = class of the sample
+    value = head.objective(problem)
+    sure = certificates([problem], reduced, z, torch.tensor([value]).double(), (z, z))[0]
+    n = head.counts
+    fit = float((reduced.loss.value(z.clone(), reduced.targets) @ torch.from_numpy(n / n.sum()))[0])
+    at_means = fit + head.penalty(problem, float(n @ (head.means**2).sum(1)))
+    gradient = reduced.loss.gradient(z.clone(), reduced.targets)[0].numpy().T * (n / n.sum())[:, None]
+    pull = -float((gradient * (head.means @ head.W.T)).sum())
+    whole = problem.loss == "mse"
+    if whole:  # the scatter of the logits adds half its size to the fit and its whole size to <z, z - y>
+        pull -= 2 * (head.fit - fit)
+    least = problem.penalty * float(np.linalg.norm((head.means @ head.W.T) * np.sqrt(n)[:, None], "nuc"))
+    paid = problem.layer_lambdas[0] / 2 * head.size_w + problem.lambda_h / 2 * head.size_h
+    return Optimality(
+        sure.gap,
+        sure.relative,
+        sure.reason,
+        value - at_means,
+        paid / least if least else math.inf,
+        pull / (problem.layer_lambdas[0] * head.size_w),
+        "all samples" if whole else "the class means",
+    )
+
+
+def predicted_values(q: Prediction, problem: Problem) -> tuple[float, ...]:
+    """Return the quantities of `measured_values` at the optimum."""
+    size_w, n = float(np.trace(q.gram_w)), problem.count_vector
+    size_h = float(n @ np.diag(q.gram_h))
+    b = q.bias if q.bias is not None else np.zeros(problem.classes)
+    penalty = problem.layer_lambdas[0] / 2 * size_w + problem.lambda_h / 2 * size_h + problem.lambda_b / 2 * float(b @ b)
+    norms = (float(q.loss) - penalty, float(q.loss), math.sqrt(size_w), math.sqrt(size_h / n.sum()))
+    return (*gaps(np.asarray(q.logits)), *norms, _mean_share(q.gram_h), 0.0)
+
+
+def measured_values(head: Head, problem: Problem) -> tuple[float, ...]:
+    """Return logit gap, margin, fit, objective, |W|, |H|/sqrt(N), share of the common mean, share within classes."""
+    norms = (head.fit, head.objective(problem), math.sqrt(head.size_w), math.sqrt(head.size_h / head.counts.sum()))
+    return (*gaps(head.logits), *norms, head.mean_share, head.within)
+
+
+def gaps(logits: np.ndarray) -> tuple[float, float]:
+    """Return (own logit less the mean of the others, mean over classes; own less the largest other, the smallest class's)."""
+    K = len(logits)
+    own, others = np.diag(logits), np.where(np.eye(K, dtype=bool), -np.inf, logits)
+    return float(np.mean(own - (logits.sum(1) - own) / (K - 1))), float(np.min(own - others.max(1)))
+
+
+def distances(head: Head, q: Prediction, loss: str) -> dict[str, float]:
+    """Return relative Frobenius distances |A - A*| / |A*| of logits and Grams, of the Grams also with both at unit norm.
+
+    Where the loss does not see a constant added to all logits, their mean over outputs is taken off first.
+    """
+    found, wanted = head.logits, np.asarray(q.logits)
+    if loss in SHIFT_FREE:
+        found, wanted = (z - z.mean(1, keepdims=True) for z in (found, wanted))
+    grams = {"W W^T": (head.W @ head.W.T, q.gram_w), "M M^T": (head.means @ head.means.T, q.gram_h)}
+    away = {"logits": _relative(found, wanted)}
+    away |= {name: _relative(a, b) for name, (a, b) in grams.items()}
+    return away | {f"{name}, shape": _relative(_unit(a), _unit(b)) for name, (a, b) in grams.items()}
+
+
+def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    size = float(np.linalg.norm(wanted))
+    return float(np.linalg.norm(found - wanted)) / size if size > 0 else math.nan
+
+
+def _unit(matrix: np.ndarray) -> np.ndarray:
+    size = np.linalg.norm(matrix)
+    return matrix / size if size > 0 else matrix
+
+
+def _mean_share(gram: np.ndarray) -> float:
+    typical = float(np.trace(gram)) / len(gram)
+    return float(gram.mean()) / typical if typical > 0 else math.nan
