@@ -13,6 +13,8 @@ from ufm.spec import option
 from ufm.tables import find
 
 VERSION = 1  # of the definition: raised when the same setting would give other numbers
+# Options that came after the first runs: at these values they stay out of the setting, so that those runs keep their folders.
+ADDED = {"init_scale": 1.0}
 LOSSES = ("ce", "mse", "mse-mean", "smoothing", "focal")
 OPTIMIZERS = ("sgd", "adam", "adamw", "lbfgs")
 SCHEDULES = ("thirds", "step", "cosine", "none")
@@ -68,6 +70,7 @@ class Experiment:
     precision: str = option("float32", "arithmetic of the training", choices=("float32", "bf16"))
     compile: bool = option(False, "compile the network with torch.compile")
     deterministic: bool = option(False, "only deterministic algorithms (GPU: slower)")
+    init_scale: float = option(1.0, "factor on the initial weights", low=0.0, high=1000.0, strict=True, grid=True)
 
     def resolved(self) -> Experiment:
         """Return the experiment with every default that depends on another field filled in; RequestError if they clash."""
@@ -99,7 +102,11 @@ class Experiment:
 
     def setting(self) -> dict[str, Any]:
         """Return what identifies the training, for the run folder's hash."""
-        return {"version": VERSION, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        for name, default in ADDED.items():
+            if fields[name] == default:
+                del fields[name]
+        return {"version": VERSION, **fields}
 
     @property
     def name(self) -> str:

@@ -112,7 +112,10 @@ def build_network(experiment: Experiment, train: Split, seed: int) -> nn.Module:
         head_depth=e.head_depth,
         bias=e.bias,
     )
-    return models.build(e.model, architecture, seed)
+    network = models.build(e.model, architecture, seed)
+    if e.init_scale != 1:
+        models.scale_weights(network, e.init_scale)
+    return network
 
 
 def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:

@@ -45,6 +45,19 @@ class Architecture:
     bias: bool = True
 
 
+def scale_weights(network: nn.Module, factor: float) -> None:
+    """Multiply the trainable weights and biases of every linear and convolutional layer by `factor`; norms stay."""
+    import torch
+    from torch.nn import Conv2d, Linear
+
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, (Linear, Conv2d)):
+                for parameter in module.parameters(recurse=False):
+                    if parameter.requires_grad:
+                        parameter.mul_(factor)
+
+
 def build(name: str, architecture: Architecture, seed: int) -> nn.Module:
     """Return the untrained network `name`; the draws come from the stream "init" of `seed`.
 

@@ -91,3 +91,18 @@ def test_public_architectures_fit_small_images(name):
     assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
     again = build(name, architecture(shape=(1, 32, 32), head="deep", head_depth=2), 0)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("changed", [{}, {"head": "etf"}])
+def test_init_scale_multiplies_what_is_trained_and_keeps_old_folders(changed):
+    from empirical.experiment import Experiment
+    from empirical.train import set_up
+
+    def network(**more):
+        return set_up(Experiment(dataset="gaussian", depth=2, width=8, **changed, **more).resolved(), 0, torch.device("cpu")).network
+
+    plain, large = (dict(n.named_parameters()) for n in (network(), network(init_scale=8.0)))
+    for name, parameter in plain.items():
+        scaled = parameter.requires_grad and (parameter.ndim == 2 or name.startswith("classifier"))
+        assert torch.equal(large[name], 8 * parameter if scaled else parameter), name
+    assert "init_scale" not in Experiment().setting() and Experiment(init_scale=8.0).setting()["init_scale"] == 8.0
