@@ -134,6 +134,13 @@ class Commands(click.Group):
         super().__init__(name=name, help=help, epilog=epilog)
         self.table, self.what = table, what
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Show the help where no command is named, as a wrong request: click 8.1 would call it a success."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help())
+            ctx.fail(f"no {self.what} given; name one of those above")
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the table in its order."""
         return list(self.table)
@@ -193,9 +200,6 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 
 def explain(error: Exception) -> tuple[int, str]:
     """Return (exit status, one line) for anything that went wrong."""
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message())
-        return 2, "no command given; name one of the commands above"
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else ""
         return 2, f"{_one_line(error.format_message()).rstrip('.')} (see '{command} --help')"

@@ -302,8 +302,10 @@ class Lock:
         """Free the lock; again is harmless."""
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):
-                if self._held:  # a copied run folder should not carry a machine's name
-                    os.ftruncate(self._descriptor, 0)
+                if self._held:
+                    os.ftruncate(self._descriptor, 0)  # a copied run folder should not carry a machine's name
+                    # A process forked meanwhile has a copy of the descriptor until it execs: closing ours would not free it.
+                    fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = -1
 

@@ -422,3 +422,12 @@ def test_find_runs(tmp_path):
     with pytest.raises(RequestError, match="is no folder"):
         find_runs(tmp_path / "nowhere")
     assert find_runs([]) == []
+
+
+def test_a_lock_is_free_once_released_though_a_forked_process_still_holds_its_copy(tmp_path):
+    with create(tmp_path) as run:
+        copy = os.dup(run._lock._descriptor)  # what a child has between fork and exec
+    try:
+        create(tmp_path).close()
+    finally:
+        os.close(copy)
