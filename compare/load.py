@@ -19,6 +19,7 @@ from ufm.errors import RequestError, RunError
 
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)  # what reading a strange row raises
 METRICS, MARKER = "metrics.jsonl", "done"
+MOST_THRESHOLDS = 8  # kept of one cell: a thousand classes may each have their own
 # A cell of a theory sweep that did not reach its optimum says nothing of the optimum: only these prefixes are compared.
 REACHED = ("converged", "the zero solution", "reached its last time", "ok", "done", "finished", "exact")
 
@@ -190,11 +191,14 @@ class _Reader:
     def _read_cell(self, cell: Cell, name: str, paper: str, row: Mapping[str, Any]) -> None:
         status, parameters, flags = str(row.get("status", "")), dict(row.get("parameters") or {}), dict(row.get("flags") or {})
         seed = _whole(row.get("seed", parameters.get("seed")))
-        if status and not status.startswith(REACHED):
+        reached = not status or status.startswith(REACHED)
+        # A cell that was left out is known all the same: claims count every start, whatever became of it.
+        setting = {**cell.config, **parameters}
+        self.cells[name] = Cell(name, cell.system, cell.path, setting, cell.environment, (seed,) if reached else ())
+        if not reached:
             self.excluded.append(Excluded(name, seed, status))
             return
         values, predicted = _sweep_values(row), pair.sweep_predictions(row.get("prediction"))
-        self.cells[name] = Cell(name, cell.system, cell.path, {**cell.config, **parameters}, cell.environment, (seed,))
         number = len(values)
         same = {"paper": paper, "cell": name, "seed": seed, "epoch": -1, "step": -1, "split": "theory", "layer": "penultimate"}
         for column, item in {**same, "centres": "self", "reason": ""}.items():
@@ -302,4 +306,12 @@ def _sweep_values(row: Mapping[str, Any]) -> dict[str, float]:
     certificate = row.get("certificate")
     if isinstance(certificate, Mapping) and isinstance(certificate.get("gap"), (int, float)):
         values["certificate_gap"] = certificate["gap"]
-    return {**values, **_flat(row.get("measures"))}
+    return {**values, **_thresholds(row.get("prediction")), **_flat(row.get("measures"))}
+
+
+def _thresholds(prediction: Any) -> dict[str, float]:
+    """Return threshold_NAME -> dimensionless number (the regime changes at 1); the first of equal ones, at most eight."""
+    known = prediction.get("thresholds") if isinstance(prediction, Mapping) else None
+    numbers = {f"threshold_{name}": value for name, value in _flat(known).items()}
+    first = {f"{value:.9g}": name for name, value in reversed(numbers.items())}
+    return {name: numbers[name] for name in list(reversed(first.values()))[:MOST_THRESHOLDS]}

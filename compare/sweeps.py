@@ -28,7 +28,7 @@ TAKES = {
     "mean": np.mean,
     "least_step": lambda x: np.min(np.diff(x, axis=0)),  # >= 0: never falls
 }
-PER = ("cell", "seed", "slope", "best")
+PER = ("cell", "seed", "slope", "best", "lowest")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Field:
     take: for a list, one of `TAKES`. divide, minus: another field that the number is divided by, or less.
     below, equals: turn it into 1 where it is under a number, or is that text or number, else 0; what has no value counts as 0.
     per: "cell" (every cell is a point), "seed" (the mean over a seed's cells), "slope" (of log value against log `against`,
-    within a seed) or "best" (the smallest over all cells, as one point).
+    within a seed), "best" (the smallest over all cells, as one point) or "lowest" (at the row of the lowest loss, as one point).
     """
 
     field: str
@@ -112,10 +112,11 @@ class Sheet:
         values = {(int(row["seed"]), i): quantity.of_row(row) for i, row in enumerate(rows)}
         if quantity.per == "cell":
             return values
-        if quantity.per == "best":
+        if quantity.per in ("best", "lowest"):
             finite = {key: v for key, v in values.items() if math.isfinite(v)}
-            best = min(finite, key=lambda key: finite[key], default=None)
-            return {} if best is None else {best: finite[best]}
+            size = {key: v if quantity.per == "best" else rows[key[1]]["loss"] for key, v in finite.items()}
+            chosen = min(size, key=lambda key: size[key], default=None)
+            return {} if chosen is None else {chosen: finite[chosen]}
         seeds = {int(row["seed"]): [] for row in rows}
         for (seed, i), value in values.items():
             seeds[seed].append((_parameter(rows[i], quantity.against), value))

@@ -12,7 +12,7 @@ from compare.figures.axes import Legend, LogAxis, decades, draw_curve, finish, f
 from compare.figures.cells import differing, sweep_rows
 from compare.figures.drawing import Drawing
 from compare.figures.series import COLUMNS, Curve, log_interval, seed_counts
-from compare.style import GROUPS, LOOKS, Style, escape, group_look
+from compare.style import GROUPS, LOOKS, Look, Style, escape, group_look
 from ufm.errors import RequestError
 
 FLOOR = 1e-20  # squared rounding of one number; what is smaller is zero
@@ -20,6 +20,9 @@ MARGIN_FLOOR = 1e-12
 MOST_MODES = 6
 # What does not change the path, or is shown by the panels themselves.
 UNSHOWN = ("t_end", "points", "rtol", "trajectory")
+STARTS = {"random": "Random", "subspace": "Subspace", "aligned": "Aligned", "central": "Central path"}
+SHORT = {"loss": "", "classes": "K=", "dim": "d=", "per_class": "n=", "init_scale": "scale ", "renormalised": "renormalised "}
+SIMULATED = Look("#8fc3e8", "-", "o", 2.4)  # light and broad: the closed form's dashes are seen on it
 QUANTITY = {
     "mixon2020": r"$\sigma_k(W)^2$",
     "modes": "Product mode $a_k$",
@@ -61,18 +64,24 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
 
 def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Return what tells settings apart -> their rows, one per seed."""
-    options = sorted(differing(list(rows), UNSHOWN))
+    options = [name for name in differing(list(rows), UNSHOWN) if name not in ("init", "method", "lr")]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        label = ", ".join(_option(name, row["parameters"].get(name)) for name in options)
-        groups.setdefault(escape(label) if label else "Simulated", []).append(row)
+        setting = row["parameters"]
+        words = [STARTS[setting["init"]]]
+        if setting["method"] != "flow":
+            words.append(f"{setting['method']} {setting['lr']:g}")
+        words += [_option(name, setting.get(name)) for name in options if name in SHORT or len(options) == 1]
+        groups.setdefault(", ".join(words), []).append(row)
+    if any(len({row["seed"] for row in members}) < len(members) for members in groups.values()):
+        raise RequestError(f"the flows differ in {', '.join(options)[:80]}; name runs that differ in fewer options")
     if len(groups) > GROUPS:
         raise RequestError(f"the flows differ in {', '.join(options)[:80]}: over {GROUPS} curves; name fewer runs")
-    return groups
+    return {escape(name, 40): members for name, members in groups.items()}
 
 
 def _option(name: str, value: Any) -> str:
-    return str(value) if isinstance(value, str) else f"{name}={value:g}" if isinstance(value, (int, float)) else f"{name}={value}"
+    return f"{SHORT.get(name, name + ' ')}{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _modes(row: dict[str, Any] | None) -> list[tuple[str, Curve]]:
@@ -131,7 +140,7 @@ def _draw(style: Style, shown: Mapping[str, tuple[str, str, list[tuple[str, Curv
         axis = LogAxis.over([one for _, one in curves])
         axis.apply(ax)
         for index, (what, one) in enumerate(curves):
-            look = LOOKS["theory"] if what == "Closed form" else group_look(0 if name == "law" else index)
+            look = LOOKS["theory"] if what == "Closed form" else SIMULATED if name == "law" else group_look(index)
             draw_curve(ax, one, look, axis, legend, what, band=name != "law")
         ax.set_ylabel(label)
         _time_axis(ax, [one for _, one in curves])

@@ -48,6 +48,36 @@ PAPERS: dict[str, Entry] = {
         "ReLU layers, MSE, no bias, balanced classes",
         "sukenik2024",
     ),
+    "zhu2021": Entry(
+        "zhu2021.toml",
+        "the regularised optimum is a simplex ETF of known value, and every start reaches it",
+        "cross-entropy, balanced classes, d >= K - 1",
+        "zhu2021",
+    ),
+    "thrampoulidis2022": Entry(
+        "thrampoulidis2022.toml",
+        "imbalanced cross-entropy: the exact optimum at finite weight decay, on its slow way to SELI",
+        "step imbalance, no bias",
+        "thrampoulidis2022",
+    ),
+    "fang2021": Entry(
+        "fang2021.toml",
+        "minority collapse: above a threshold of imbalance the minority classifiers coincide",
+        "layer-peeled model, step imbalance",
+        "fang2021",
+    ),
+    "jiang2023": Entry(
+        "jiang2023.toml",
+        "more classes than dimensions: softmax codes and their one-vs-rest margins",
+        "unit features and classifiers, K > d + 1, small temperature",
+        "jiang2023",
+    ),
+    "dang2023": Entry(
+        "dang2023.toml",
+        "deep linear models under imbalance: singular values, thresholds, and a claim on cross-entropy that does not hold",
+        "linear layers, MSE or cross-entropy",
+        "dang2023",
+    ),
     "general": Entry(
         "general.toml",
         "what must hold for every measured network: the test floor and the test identity",
