@@ -63,6 +63,8 @@ def sweep_predictions(prediction: Any) -> dict[str, float]:
     if not isinstance(prediction, Mapping) or not prediction.get("applies", True):
         return {}
     found = {"loss": float(prediction["loss"])} if isinstance(prediction.get("loss"), (int, float)) else {}
+    values = prediction.get("values")
+    found |= {name: value for name, value in (values or {}).items() if isinstance(value, (int, float))}
     if prediction.get("zero"):
         return found  # at the zero solution no geometry exists
     if prediction.get("name"):

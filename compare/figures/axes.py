@@ -187,6 +187,10 @@ class Legend:
         """Say what the bands are."""
         self.marks.setdefault(label, Patch(facecolor="#9a9a9a", alpha=0.35, label=label))
 
+    def rule(self, label: str, **look: Any) -> None:
+        """Name a straight line across a panel; these come after the curves."""
+        self.marks.setdefault(label, Line2D([], [], label=label, **look))
+
     def remark(self, text: str) -> None:
         """Add a line of text without a symbol after the curve named last."""
         self.entries.setdefault(text, Line2D([], [], linestyle="none", label=text))

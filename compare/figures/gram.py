@@ -1,4 +1,4 @@
-"""The angles between class means: what theory says, what train shows, what test shows."""
+"""The angles between class means: what theory says, what train shows, what test shows; Gram matrices of a theory sweep."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from compare.figures import gram_theory
 from compare.figures.arrays import classes_note, kept
 from compare.figures.drawing import Drawing
+from compare.figures.gram_predicted import predicted_angles
 from compare.figures.maps import draw_maps, map_rows
 from compare.figures.series import COLUMNS
 from compare.style import Style
@@ -17,35 +19,39 @@ _NEEDED = ("penultimate/train/gram", "penultimate/test/gram")
 
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
-    """Draw cos(mu_i - mu_C, mu_j - mu_C) as heat maps, mean over seeds: the simplex ETF's -1/(K-1), train, test.
+    """Draw the cosines between class means as heat maps, mean over seeds: predicted, train, test.
+
+    Predicted is the optimum at the networks' own regularisation, else the simplex ETF's -1/(K-1) about the means' centre; see
+    `compare.figures.gram_predicted`.
+
+    Cells of `ufm simulate single`: the predicted and the found Gram matrices of W and H, see `compare.figures.gram_theory`.
 
     Raises:
         RequestError: several settings, or the run keeps no Gram matrices.
     """
+    if gram_theory.is_theory(table):
+        return gram_theory.draw(table, style)
     found = kept(table, "gram", _NEEDED)
-    train, test = (np.mean([cosines(gram) for gram in found.each(name)], axis=0) for name in _NEEDED)
-    theory = np.full(train.shape, -1 / (len(train) - 1))
-    np.fill_diagonal(theory, 1.0)
-    maps = {"theory": ("(a) Simplex ETF", theory), "train": ("(b) Train", train), "test": ("(c) Test", test)}
-    apart = ~np.eye(len(theory), dtype=bool)
-    reach = max(float(np.nanmax(np.abs(m[apart] - theory[apart]))) for m in (train, test)) or 0.01
-    limits = (float(theory[0, 1]) - reach, float(theory[0, 1]) + reach)
+    theory = predicted_angles(table, found)
+    train, test = (np.mean([theory.of(one, split) for one in found.arrays.values()], axis=0) for split in ("train", "test"))
+    maps = {
+        "theory": (f"(a) {theory.title}", theory.cosines),
+        "train": ("(b) Train", train),
+        "test": ("(c) Test", test),
+    }
+    apart = ~np.eye(len(train), dtype=bool)
+    middle = float(np.mean(theory.cosines[apart]))
+    shown = np.concatenate([m[apart] for m in (theory.cosines, train, test)])
+    limits = (float(np.nanmin(shown)), max(float(np.nanmax(shown)), float(np.nanmin(shown)) + 0.01))
+    label = r"$\cos(\mu_i-\mu_C,\ \mu_j-\mu_C)$" if theory.centred else r"$\cos(\mu_i,\ \mu_j)$"
     with style.applied():
-        figure = draw_maps(style, maps, limits, r"$\cos(\mu_i-\mu_C,\ \mu_j-\mu_C)$", ("Class $i$", "Class $j$"))
+        figure = draw_maps(style, maps, limits, label, ("Class $i$", "Class $j$"))
     rows = [row for name, (_, values) in maps.items() for row in map_rows(name, values, len(found.arrays))]
+    about = "their centre" if theory.centred else "the origin"
+    away = {name: np.abs(m - theory.cosines)[apart].mean() for name, m in (("train", train), ("test", test))}
     notes = [
-        f"Mean cosines of the centred class means over {found.seeds()}; the simplex ETF has -1/(K-1) = {theory[0, 1]:.4g}.",
-        "Mean |cos + 1/(K-1)|: "
-        + ", ".join(f"{name} {np.abs(m - theory)[apart].mean():.3g}" for name, m in (("train", train), ("test", test)))
-        + ".",
+        f"Mean cosines of the class means about {about} over {found.seeds()}; mean predicted cosine {middle:.4g}.",
+        "Mean |cos - predicted|: " + ", ".join(f"{name} {value:.3g}" for name, value in away.items()) + ".",
+        *theory.notes,
     ]
-    if found.not_etf:
-        notes.append(f"Panel a is not the prediction here: {found.not_etf}.")
-    return Drawing(figure, COLUMNS, rows, (*notes, *classes_note(len(theory))))
-
-
-def cosines(gram: np.ndarray) -> np.ndarray:
-    """Return the cosines of a Gram matrix; NaN beside a zero vector."""
-    norms = np.sqrt(np.diag(gram))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return gram / np.outer(norms, norms)
+    return Drawing(figure, COLUMNS, rows, (*notes, *classes_note(len(train))))

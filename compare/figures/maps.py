@@ -35,7 +35,7 @@ def draw_maps(
     norm, colors = Normalize(*limits), LinearSegmentedColormap.from_list("ufm", list(COLORS))
     mesh = None
     for index, (ax, (name, (text, values))) in enumerate(zip(grid[0], maps.items(), strict=True)):
-        mesh = _map(ax, values, norm, colors, name)
+        mesh = draw_map(ax, values, norm, colors, name)
         title(ax, name, text)
         ax.set_xlabel(sides[1])
         if index:
@@ -53,13 +53,14 @@ def draw_maps(
     return figure
 
 
-def _map(ax: Axes, values: np.ndarray, norm: Normalize, colors: Any, name: str) -> Any:
+def draw_map(ax: Axes, values: np.ndarray, norm: Normalize, colors: Any, name: str, *, diagonal: bool = False) -> Any:
+    """Draw one map (K, K); its diagonal only when asked for."""
     shown = shown_classes(values)
     size = len(shown)
     mesh = ax.pcolormesh(
         np.arange(size + 1) - 0.5,
         np.arange(size + 1) - 0.5,
-        np.where(np.eye(size, dtype=bool), np.nan, shown),
+        shown if diagonal else np.where(np.eye(size, dtype=bool), np.nan, shown),
         norm=norm,
         cmap=colors.with_extremes(bad=_DIAGONAL),
         gid=f"map:{name}",

@@ -1,9 +1,9 @@
-"""A theory sweep: the loss found on the predicted curve, how far from the optimum it can be, how near the geometry is."""
+"""A theory sweep: what was found on the predicted curves, how far from the optimum it can be, how near the geometry is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,23 +12,105 @@ from compare.figures.axes import Legend, LogAxis, draw_curve, finish, panels, ti
 from compare.figures.drawing import Drawing
 from compare.figures.series import COLUMNS, Curve, Measured, curve, excluded_note, seed_counts
 from compare.figures.settings import Swept, swept, swept_axis
-from compare.style import LOOKS, Style, group_look
+from compare.style import LOOKS, Look, Style, escape, group_look
 from ufm.errors import RequestError
 
-# panel -> (title, axis label, the measures drawn with their labels)
-PANELS = {
-    "gap": ("(b) Optimality", "Duality gap", {"certificate_gap": "Gap"}),
-    "geometry": (
-        "(c) Distance to theory",
+
+@dataclass(frozen=True)
+class Panel:
+    """What one panel shows: `measures` for one group of settings; with several groups the first measure of each."""
+
+    name: str
+    text: str
+    label: str
+    measures: tuple[str, ...]
+    linear: bool = False
+    grouped: str = ""  # the label where groups share the panel
+
+
+PANELS = (
+    Panel("loss", "Loss", "Loss $f$", ("loss",)),
+    Panel("logit_gap", "Logit gap", r"$z_{kk}-\overline{z_{kj}}$", ("logit_gap",), linear=True),
+    Panel("norms", "Norms", "Frobenius norm", ("weight_norm", "feature_norm"), grouped=r"$\|W\|_F$"),
+    Panel("angles", "Angles", "Mean angle (degrees)", ("angle_weights", "angle_means"), True, "Mean angle in $W$ (degrees)"),
+    Panel("gap", "Certificate", "Duality gap", ("certificate_gap",)),
+    Panel(
+        "geometry",
+        "Distance to theory",
         "Distance (0: exact)",
-        {"nc2_to_prediction": "NC2 to the prediction", "nc3_cosine": r"NC3: $1-\cos(w_k,\mu_k)$"},
+        ("nc2_to_prediction", "nc3_cosine"),
+        grouped="NC2 to the prediction",
     ),
+)
+NAMES = {
+    "weight_norm": "$W$ found",
+    "angle_weights": "$W$ found",
+    "feature_norm": "$H$ found",
+    "angle_means": "$H$ found",
+    "nc2_to_prediction": "NC2 to the prediction",
+    "nc3_cosine": r"NC3: $1-\cos(w_k,\mu_k)$",
 }
-MOST = 4  # curves of one kind in one panel: with more groups the geometry is shown for the first
+FOUND, PREDICTED = "Found", "Predicted optimum"
+REGIMES = {
+    "zero": "zero solution",
+    "class": "a class dies",
+    "direction": "a direction dies",
+    "between groups": "groups merge",
+    "minority collapse": "minority collapse",
+    "majority collapse": "majority collapse",
+}
+DASHES = ((0, (1.0, 1.5)), (0, (5.0, 1.5, 1.0, 1.5)), (0, (3.0, 1.0)), (0, (1.0, 3.0)))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One curve of a panel and how it is drawn."""
+
+    label: str
+    curve: Curve
+    look: Look
+
+
+@dataclass(frozen=True)
+class LinearAxis:
+    """A linear axis with the interface of `LogAxis`: zero is a place like any other."""
+
+    low: float
+    high: float
+    zero: float = 0.0
+
+    @classmethod
+    def over(cls, curves: list[Curve]) -> LinearAxis:
+        """Return the axis that holds the curves, from 0 where they come near it."""
+        values = np.concatenate([np.concatenate([c.value, c.low, c.high]) for c in curves] or [np.array([0.0, 1.0])])
+        values = values[np.isfinite(values)]
+        low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+        low = 0.0 if 0 <= low < 0.6 * high or any(c.censored.any() for c in curves) else low
+        margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+        return cls(low - margin, high + margin)
+
+    @property
+    def bottom(self) -> float:
+        """The lowest drawn value."""
+        return self.low
+
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """Return where to draw `values`."""
+        return values
+
+    def apply(self, ax: Any) -> None:
+        """Set limits and ticks of the vertical axis."""
+        from matplotlib.ticker import MaxNLocator
+
+        ax.set_ylim(self.low, self.high)
+        ax.yaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
 
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
-    """Draw a sweep of `ufm simulate` against the option that was swept: (a) loss with its prediction, (b) gap, (c) geometry.
+    """Draw a sweep of `ufm simulate` against the option that was swept: loss, logit gap, norms, angles, gap, distance to theory.
+
+    Each panel has the predicted curve where theory gives one, and all have a line where a regime ends; a panel whose measure
+    the runs do not hold is left out.
 
     Raises:
         RequestError: the runs are no theory sweep, or its settings differ in no number.
@@ -39,103 +121,136 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         raise RequestError("the runs hold no cells of a theory sweep; draw a run of `ufm simulate` with a grid")
     over = swept(table)
     rows = over.rows(rows)
-    loss = _by_group(rows.where(measure="loss"), over)
-    predicted = {group: _predicted(rows.where(measure="loss", group=group), group) for group in loss}
-    others = {name: _measures(rows, over, spec[2]) for name, spec in PANELS.items()}
+    shown = {panel: _shown(rows, over, panel) for panel in PANELS}
+    shown = {panel: found for panel, found in shown.items() if found or panel.name in ("loss", "gap", "geometry")}
+    limits = thresholds(rows, over)
     with style.applied():
-        figure = _draw(style, over, loss, predicted, others)
-    found = [("loss", c) for c in [*loss.values(), *predicted.values()]]
-    found += [(name, c) for name, curves in others.items() for _, c in curves.values()]
-    out = [row for panel, c in found for row in c.rows(panel)]
-    return Drawing(figure, COLUMNS, out, _notes(over, list(loss.values()), predicted) + excluded_note(table))
+        figure = _draw(style, over, shown, limits)
+    out = [row for panel, found in shown.items() for one in found for row in one.curve.rows(panel.name)]
+    out += [("", name, x, np.nan, np.nan, np.nan, np.nan, "threshold") for name, places in limits.items() for x in places]
+    return Drawing(figure, COLUMNS, out, _notes(over, shown, limits) + excluded_note(table))
 
 
-def _by_group(rows: Measured, over: Swept) -> dict[str, Curve]:
+def _shown(rows: Measured, over: Swept, panel: Panel) -> list[Shown]:
     groups = sorted(set(over.groups.values()))
-    return {
-        group: curve(rows.where(group=group), f"loss {group}".strip(), along="swept")
-        for group in groups
-        if len(rows.where(group=group))
-    }
+    several = len(groups) > 1
+    measures = panel.measures[:1] if several else panel.measures
+    found: list[Shown] = []
+    for i, group in enumerate(groups):
+        for j, measure in enumerate(measures):
+            mine = rows.where(measure=measure, group=group)
+            label = _named(FOUND, group) if several else NAMES.get(measure, FOUND)
+            made = curve(mine, f"{measure} {group}".strip(), along="swept")
+            look = group_look(i + (j if len(measures) > 1 else 0))
+            predicted = _predicted(mine, f"predicted {measure} {group}".strip()) if panel.name != "geometry" else None
+            if made:
+                # Cells of a sweep are no runs over time: a seed without a value there has not diverged.
+                found.append(Shown(label, replace(made, ends=()), replace(look, dashes="none") if predicted else look))
+            if predicted:
+                found.append(Shown(PREDICTED, predicted, LOOKS["theory"]))
+    return found
 
 
-def _predicted(rows: Measured, group: str) -> Curve:
-    mean = curve(replace(rows, columns={**rows.columns, "value": rows["predicted"]}), f"predicted {group}".strip(), along="swept")
+def _predicted(rows: Measured, key: str) -> Curve:
+    mean = curve(replace(rows, columns={**rows.columns, "value": rows["predicted"]}), key, along="swept")
     nothing = np.full(len(mean.x), np.nan)
     return replace(mean, low=nothing, high=nothing, ends=())
 
 
-def _measures(rows: Measured, over: Swept, names: Mapping[str, str]) -> dict[str, tuple[str, Curve]]:
-    groups = sorted(set(over.groups.values()))
-    found = {}
-    for group in groups[: MOST if len(names) == 1 else 1]:
-        for name, label in names.items():
-            made = curve(rows.where(measure=name, group=group), f"{name} {group}".strip(), along="swept")
-            if made:
-                found[made.key] = (_named(label, group), made)
-    return found
+def thresholds(rows: Measured, over: Swept) -> dict[str, list[float]]:
+    """Return regime -> values of the swept option where its dimensionless number passes 1, interpolated between cells."""
+    found: dict[str, list[float]] = {}
+    for measure in sorted(m for m in rows.distinct("measure") if m.startswith("threshold_")):
+        for group in sorted(set(over.groups.values())):
+            mine = curve(rows.where(measure=measure, group=group), measure, along="swept")
+            name = measure.removeprefix("threshold_")
+            name = REGIMES.get(name) or REGIMES.get(name.split()[0]) or escape(name)
+            for x in crossings(mine.x, mine.value):
+                places = found.setdefault(name, [])
+                if not any(abs(x - y) <= 1e-6 * abs(x) for y in places):
+                    places.append(x)
+    joined: dict[tuple[str, ...], str] = {}  # regimes that end at the same places are one line
+    for name, places in found.items():
+        key = tuple(f"{x:.6g}" for x in sorted(places))
+        joined[key] = f"{joined[key]}, {name}" if key in joined else name
+    return {name: sorted(found[name.split(", ")[0]]) for name in joined.values()}
 
 
-def _draw(style: Style, over: Swept, loss: Any, predicted: Any, others: Any) -> Any:
-    rows, columns, height = (1, 3, 0.32) if style.wide else (3, 1, 0.52)
-    figure, grid = panels(style, rows, columns, height * style.width, sharex=not style.wide)
-    legend, axes = Legend(), grid.ravel()
-    axis = LogAxis.over([*loss.values(), *predicted.values()])
-    axis.apply(axes[0])
-    for index, (group, one) in enumerate(loss.items()):
-        draw_curve(
-            axes[0], _points_only(one), replace(group_look(index), dashes="none"), axis, legend, _named("Loss found", group)
-        )
-    for one in predicted.values():
-        draw_curve(axes[0], one, LOOKS["theory"], axis, legend, "Predicted optimum", band=False)
-    axes[0].set_ylabel("Loss $f$")
-    title(axes[0], "loss", "(a) Loss")
-    every = [*loss.values()]
-    for ax, (name, spec) in zip(axes[1:], PANELS.items(), strict=True):
-        _panel(ax, name, spec, others[name], legend)
-        every += [c for _, c in others[name].values()]
+def crossings(x: np.ndarray, numbers: np.ndarray) -> list[float]:
+    """Return where the numbers pass 1; straight between neighbours in logarithms, in which powers are straight."""
+    keep = np.isfinite(numbers) & (numbers > 0)
+    x, level = x[keep], np.log(numbers[keep])
+    log = bool((x > 0).all())
+    at = np.log(x) if log else x
+    places = [float(at[i]) for i in np.flatnonzero(level == 0)]
+    for i in np.flatnonzero(level[:-1] * level[1:] < 0):
+        places.append(float(at[i] - level[i] * (at[i + 1] - at[i]) / (level[i + 1] - level[i])))
+    return sorted(float(np.exp(p)) if log else p for p in places)
+
+
+def _draw(style: Style, over: Swept, shown: Mapping[Panel, list[Shown]], limits: Mapping[str, list[float]]) -> Any:
+    columns = 3 if style.wide else (1 if len(shown) < 4 else 2)
+    lines = -(-len(shown) // columns)
+    height = {1: 0.52, 2: 0.45, 3: 0.32}[columns] * style.width
+    figure, grid = panels(style, lines, columns, height, sharex=True)
+    legend, axes, several = Legend(), list(grid.ravel()), len(set(over.groups.values())) > 1
+    every = [one.curve for found in shown.values() for one in found]
     values = np.concatenate([c.x for c in every])
-    for ax in axes:
-        swept_axis(ax, over.label if style.wide or ax is axes[-1] else "", values)
+    for index, (ax, (panel, found)) in enumerate(zip(axes, shown.items(), strict=False)):
+        axis = LinearAxis.over([o.curve for o in found]) if panel.linear else LogAxis.over([o.curve for o in found])
+        axis.apply(ax)
+        for place, one in enumerate(found):
+            band = one.label != PREDICTED
+            draw_curve(ax, one.curve, one.look, axis, legend, one.label, band=band, zero_size=max(3.0, 6.5 - 1.2 * place))
+        if not found:
+            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#666666")
+        for dashes, (name, places) in zip(DASHES * len(limits), limits.items(), strict=False):
+            _threshold(ax, name, places, dashes, legend)
+        ax.set_ylabel((panel.grouped if several else "") or panel.label)
+        title(ax, panel.name, f"({chr(97 + index)}) {panel.text}")
+        swept_axis(ax, over.label if index + columns >= len(shown) else "", values)
+        ax.tick_params(labelbottom=index + columns >= len(shown))
+    for ax in axes[len(shown) :]:
+        ax.remove()
     if any(np.isfinite(c.low).any() for c in every):
         legend.band(f"95 % interval, {seed_counts(every)}")
     finish(figure, style, legend)
     return figure
 
 
-def _panel(
-    ax: Any, name: str, spec: tuple[str, str, Mapping[str, str]], curves: Mapping[str, tuple[str, Curve]], legend: Legend
-) -> None:
-    axis = LogAxis.over([c for _, c in curves.values()])
-    axis.apply(ax)
-    first = {"gap": 0, "geometry": 2}[name]
-    for index, (label, one) in enumerate(curves.values()):
-        draw_curve(ax, one, group_look(first + index), axis, legend, label, zero_size=6.5 - 1.2 * index)
-    if not curves:
-        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#666666")
-    ax.set_ylabel(spec[1])
-    title(ax, name, spec[0])
+def _threshold(ax: Any, name: str, places: list[float], dashes: Any, legend: Legend) -> None:
+    look = {"color": "#7a7a7a", "linestyle": dashes, "linewidth": 0.9}
+    for x in places:
+        ax.axvline(x, zorder=1.2, gid=f"threshold:{name}", label="_", **look)
+    legend.rule(f"Threshold: {name}", **look)
 
 
 def _named(label: str, group: str) -> str:
     return f"{label}, {group}" if group else label
 
 
-def _points_only(one: Curve) -> Curve:
-    return replace(one, ends=())  # cells of a sweep are no runs over time: a seed without a value there has not diverged
-
-
-def _notes(over: Swept, loss: list[Curve], predicted: Mapping[str, Curve]) -> tuple[str, ...]:
-    notes = [f"Swept: {over.name}. Means over {seed_counts(loss)}; the gap is a bound on f - f* by convex duality."]
-    both = [
-        np.nanmax(np.abs(a.value - b.value) / b.value)
-        for a, b in zip(loss, predicted.values(), strict=True)
-        if a and b and len(a.x) == len(b.x)
-    ]
-    if both:
-        notes.append(f"Largest relative distance of the loss to its prediction: {max(both):.2g}.")
-    if len(loss) > 1:
-        notes.append(f"Panel c shows the first of {len(loss)} groups, panel b at most {MOST}.")
-    if not all(predicted.values()):
+def _notes(over: Swept, shown: Mapping[Panel, list[Shown]], limits: Mapping[str, list[float]]) -> tuple[str, ...]:
+    loss = [one for one in next(iter(shown.values())) if one.label != PREDICTED]
+    predicted = {one.curve.key: one.curve for found in shown.values() for one in found if one.label == PREDICTED}
+    counted = seed_counts([one.curve for one in loss])
+    notes = [f"Swept: {over.name}. Means over {counted}; the gap is a bound on f - f* by convex duality."]
+    for panel, found in shown.items():
+        off = [
+            np.nanmax(np.abs(one.curve.value - other.value) / np.maximum(np.abs(other.value), 1e-300))
+            for one in found
+            if (other := predicted.get(f"predicted {one.curve.key}")) and len(other.x) == len(one.curve.x)
+            and np.isfinite(one.curve.value + other.value).any()
+        ]  # fmt: skip
+        if off:
+            notes.append(f"{panel.text}: largest relative distance to the prediction {max(off):.2g}.")
+    groups = len(set(over.groups.values()))
+    if groups > 1:
+        left = [p for p in shown if len(p.measures) > 1]
+        if left:
+            names = ", ".join(f"{NAMES[p.measures[0]].replace(' found', '')} in {p.text.lower()}" for p in left)
+            notes.append(f"With {groups} groups shown: {names}. |H|_F = sqrt(lambda_w/lambda_h) |W|_F at every ridge optimum.")
+    if len([k for k in predicted if k.startswith("predicted loss")]) < len(loss):
         notes.append("No closed form predicts the loss of some settings: their curve is missing.")
+    for name, places in limits.items():
+        notes.append(f"Threshold ({name}): {over.name} = {', '.join(f'{x:.4g}' for x in sorted(places)[:8])}.")
     return tuple(notes)

@@ -1,8 +1,10 @@
 """What single figures must show, against values worked out by hand or by other means."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from figure_tables import Loaded, change, make, run_folder, sweep, table_for
+from figure_tables import Loaded, change, collisions, make, run_folder, sweep, table_for
 
 from compare import figures
 from compare.figures.geometry import borders, most_confused, plane_of
@@ -112,9 +114,91 @@ def test_what_is_no_sweep_is_refused(cells, reason):
 
 def test_the_sweeps_prediction_is_drawn_and_the_distance_said():
     drawing = figures.draw("sweep", sweep(), STYLE)
-    x, y = line(drawing, "loss", "predicted loss=ce")
+    x, y = line(drawing, "loss", "predicted loss loss=ce")
     np.testing.assert_allclose(y, x**0.4)
     assert any("1e-12" in note for note in drawing.notes)
+
+
+def theory_run(root, **grid):
+    """Return the loaded table of a real sweep of `single`: written by the sweep itself, read by `compare.load`."""
+    from compare.load import load
+    from ufm import sweep as sweeps
+    from ufm.spec import cells, resolve
+    from ufm.systems import SYSTEMS
+    from ufm.tables import load as entry
+
+    system = entry(SYSTEMS, "single", "system")
+    values = resolve(system.spec, {"classes": "4", "dim": "5", "per_class": "10", **grid})
+    request = sweeps.plan(system, values, cells(values), [0])
+    return load(sweeps.execute(request, root=root, environment={}).path)
+
+
+def test_a_sweep_draws_gap_norms_angles_and_the_threshold(tmp_path):
+    drawing = figures.draw("sweep", theory_run(tmp_path, lambda_w="1e-3:1e2:7log", lambda_h="1e-2"), STYLE)
+    assert [ax.get_label() for ax in drawing.figure.axes] == ["loss", "logit_gap", "norms", "angles", "gap", "geometry"]
+    x, gap = line(drawing, "logit_gap", "predicted logit_gap")
+    s = np.sqrt(10 * x * 1e-2)  # of balanced cross-entropy: a = log(1/s - K + 1) until K s = 1
+    live = 4 * s < 1
+    np.testing.assert_allclose(gap[live], np.log(1 / s[live] - 3), rtol=1e-12)
+    np.testing.assert_allclose(line(drawing, "logit_gap", "logit_gap")[1][live], gap[live], rtol=1e-8)
+    np.testing.assert_allclose(line(drawing, "angles", "angle_means")[1], np.degrees(np.arccos(-1 / 3)), rtol=1e-8)
+    weights, means = (line(drawing, "norms", name)[1][live] for name in ("weight_norm", "feature_norm"))
+    np.testing.assert_allclose(weights**2 * x[live], means**2 * 1e-2, rtol=1e-8)  # both shares of the penalty are equal
+    (row,) = [r for r in drawing.rows if r[-1] == "threshold"]
+    assert row[1] == "zero solution" and row[2] == pytest.approx(1 / (16 * 10 * 1e-2), rel=1e-9)  # K^2 n lambda_w lambda_h = 1
+    assert all(any(str(item.get_gid()).startswith("threshold:") for item in ax.lines) for ax in drawing.figure.axes)
+
+
+def test_groups_of_a_sweep_share_the_panels(tmp_path):
+    table = theory_run(tmp_path, lambda_w="1e-3,1e-2,1e-1", loss="ce,mse", imbalance="1,5")
+    for width in ("neurips", "icml"):
+        drawing = figures.draw("sweep", table, Style.of(width))
+        assert len(drawing.figure.axes) == 6 and collisions(drawing.figure) == []
+    assert any("4 groups" in note for note in drawing.notes)
+
+
+def test_where_a_number_passes_one():
+    from compare.figures.sweep import crossings
+
+    x = np.geomspace(1, 100, 5)
+    assert crossings(x, (x / 20) ** 1.5) == pytest.approx([20.0])
+    assert crossings(x, 0.1 * x / x) == [] and crossings(np.array([-1.0, 1.0]), np.array([0.5, 2.0])) == [0.0]
+    assert crossings(np.array([1.0, 2.0, 4.0]), np.array([0.5, 1.0, 2.0])) == [pytest.approx(2.0)]
+
+
+@pytest.mark.parametrize("width", ["neurips", "icml"])
+def test_grams_of_a_sweep_stand_beside_their_prediction(tmp_path, width):
+    drawing = figures.draw("gram", theory_run(tmp_path, lambda_w="1e-3:1e-1:4log", imbalance="5"), Style.of(width))
+    rows = {(r[0], r[1], r[2]): r[3] for r in drawing.rows}
+    for side in ("weights", "means"):
+        for i in range(4):
+            for j in range(4):
+                at = f"class {i}", float(j)
+                assert rows[f"{side} found 0", *at] == pytest.approx(rows[f"{side} predicted 0", *at], abs=1e-7)
+    assert rows["weights found 0", "class 0", 0.0] == pytest.approx(1)
+    assert rows["means found 0", "class 3", 3.0] == pytest.approx(1)
+    assert len({row[0] for row in drawing.rows}) == (12 if width == "neurips" else 4)
+    assert collisions(drawing.figure) == []
+
+
+def test_no_closed_form_is_said_and_old_rows_are_refused(tmp_path):
+    import json
+
+    table = theory_run(tmp_path, counts="9,5,4,2", bias="free")
+    drawing = figures.draw("gram", table, STYLE)
+    assert any("none: no closed form" in note for note in drawing.notes)
+    assert {row[0] for row in drawing.rows} == {"weights found 0", "means found 0"}
+    old = tmp_path / "old" / "run"
+    old.mkdir(parents=True)
+    source = next(iter(table.cells.values())).path
+    (old / "config.json").write_text((Path(source) / "config.json").read_text())
+    row = json.loads((Path(source) / "cells.jsonl").read_text())
+    del row["gram"], row["prediction"]["values"]
+    (old / "cells.jsonl").write_text(json.dumps(row) + "\n")
+    from compare.load import load
+
+    with pytest.raises(RequestError, match="keep no Gram"):
+        figures.draw("gram", load(old), STYLE)
 
 
 def test_samples_refuses_two_swept_options():

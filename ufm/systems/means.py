@@ -12,6 +12,7 @@ from ufm.measure.algebra import EPS
 
 SCATTER = ("nc1_pinv", "nc1_trace", "nc1_total", "cdnv")  # exactly 0 without scatter
 APART = 1e-3  # rows shorter than this share of the longest, or as near to each other, are left to `collapse`
+VANISHED = 1e-6  # a row shorter than this share of the longest is that of a dead class, and its direction rounding
 CENTRED = 1e-8  # a predicted Gram whose rows sum to less than this share is about the means' mean
 
 
@@ -120,7 +121,7 @@ def scalars(
 def mean_angle(gram: np.ndarray) -> float:
     """Return the mean angle between two rows in degrees, from their Gram matrix; nan beside a zero row."""
     lengths = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
-    if lengths.min() <= 1e-12 * max(lengths.max(), 1e-150):
+    if lengths.min() <= VANISHED * max(lengths.max(), 1e-150):
         return float("nan")
     pairs = np.triu_indices(len(gram), 1)
     cosines = (gram / np.outer(lengths, lengths))[pairs]
