@@ -39,7 +39,7 @@ FIGURES = {
     ),
     "sweep": Entry(
         "compare.figures.sweep:draw",
-        "a theory sweep: loss with its predicted curve, duality gap and distance to the predicted geometry",
+        "a theory sweep: loss, logit gap, norms and angles on their predicted curves, certificate, thresholds",
         "cells of `ufm simulate` that differ in one or two options",
         "zhu2021",
     ),
@@ -49,9 +49,15 @@ FIGURES = {
         "trainings that differ in train_per_class alone",
         "hui2022",
     ),
+    "transfer": Entry(
+        "compare.figures.transfer:draw",
+        "accuracy of probes of the fine labels over coarse training, with NC1, directional CDNV and effective rank",
+        "one or two settings of `empirical run transfer`",
+        "hui2022",
+    ),
     "gram": Entry(
         "compare.figures.gram:draw",
-        "cosines between class means as heat maps: simplex ETF, train, test",
+        "cosines between class means as heat maps (simplex ETF, train, test); Gram matrices of a theory sweep beside theory's",
         "one setting; a simplex ETF is the prediction for balanced classes and d >= K - 1",
         "papyan2020",
     ),
