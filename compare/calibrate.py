@@ -139,21 +139,12 @@ def calibrate(table: Table, cell: Cell, seed: int) -> Calibration:
     Args:
         table: the rows of the cell. cell: the training setting. seed: one of its seeds, with its arrays kept.
     """
-    reason = why_not(cell.config)
-    if reason:
-        return Calibration(seed, reason)
-    scale = loss_scale(cell.config, seed, cell)
-    head, reason = head_of(table, cell, seed, scale)
-    if head is None:
-        return Calibration(seed, reason)
-    decay = float(cell.config["weight_decay"]) * scale
-    nonnegative = bool(head.means.min() >= NEGATIVE * np.abs(head.means).max())
-    problem = _problem(cell.config, head, decay, nonnegative)
-    predicted = last_layer.optimum(problem)
-    if not predicted.applies or predicted.gram_w is None or predicted.gram_h is None or predicted.logits is None:
-        return Calibration(seed, predicted.reason or "the prediction is not unique", problem)
+    fit = per_seed(table, Quantity("loss", "train", "network"), [seed]).get(seed, math.nan)
+    head, problem, predicted, reason = expected(cell, seed, fit)
+    if head is None or problem is None or predicted is None:
+        return Calibration(seed, reason, problem)
     pairs = zip(last_layer.predicted_values(predicted, problem), last_layer.measured_values(head, problem), strict=True)
-    near = last_layer.optimality(head, problem)
+    near = last_layer.optimality(head, problem, predicted)
     return Calibration(
         seed,
         "",
@@ -166,14 +157,32 @@ def calibrate(table: Table, cell: Cell, seed: int) -> Calibration:
     )
 
 
-def loss_scale(config: Mapping[str, Any], seed: int, cell: Cell) -> float:
+def expected(cell: Cell, seed: int, fit: float = math.nan) -> tuple[Head | None, Problem | None, Prediction | None, str]:
+    """Return one seed's last layer, the problem it should be optimal for, its prediction, and '' or the reason for a None.
+
+    `fit`: the mean train loss, in the training's own normalisation.
+    """
+    reason = why_not(cell.config)
+    if reason:
+        return None, None, None, reason
+    head, reason = head_of(cell, seed, fit)
+    if head is None:
+        return None, None, None, reason
+    nonnegative = bool(head.means.min() >= NEGATIVE * np.abs(head.means).max())
+    problem = _problem(cell.config, head, float(cell.config["weight_decay"]) * _loss_scale(cell.config, head.W), nonnegative)
+    predicted = last_layer.optimum(problem)
+    if not predicted.applies or predicted.gram_w is None or predicted.gram_h is None or predicted.logits is None:
+        return head, problem, None, predicted.reason or "the prediction is not unique"
+    return head, problem, predicted, ""
+
+
+def _loss_scale(config: Mapping[str, Any], weight: np.ndarray) -> float:
     """Return what the training's loss is to be multiplied with to be this package's: K/2 for the mean over classes."""
-    weight = points.arrays_of(points.seed_folder(cell, seed)).get("weight")
-    return len(weight) / 2 if config.get("loss") == "mse-mean" and weight is not None else 1.0
+    return len(weight) / 2 if config.get("loss") == "mse-mean" else 1.0
 
 
-def head_of(table: Table, cell: Cell, seed: int, scale: float = 1.0) -> tuple[Head | None, str]:
-    """Return the measured last layer of one seed, its loss multiplied by `scale`, or None and the reason."""
+def head_of(cell: Cell, seed: int, fit: float) -> tuple[Head | None, str]:
+    """Return the measured last layer of one seed in this package's normalisation of the loss, or None and the reason."""
     arrays = points.arrays_of(points.seed_folder(cell, seed))
     names = ("weight", "penultimate/train/means", "penultimate/train/counts", "penultimate/train/traces")
     if not all(name in arrays for name in names):
@@ -182,8 +191,7 @@ def head_of(table: Table, cell: Cell, seed: int, scale: float = 1.0) -> tuple[He
     if means.shape != W.shape or not (np.isfinite(means).all() and np.isfinite(traces).all()):
         return None, "a class is absent from the train data"
     b = np.asarray(arrays["bias"], dtype=np.float64) if "bias" in arrays else None
-    fit = per_seed(table, Quantity("loss", "train", "network"), [seed]).get(seed, math.nan)
-    head = Head(W, b, means, counts, traces, fit * scale)
+    head = Head(W, b, means, counts, traces, fit * _loss_scale(cell.config, W))
     if not (head.size_w > 0 and head.size_h > 0):
         return None, "the classifier or the features are zero"
     return head, ""
@@ -239,7 +247,8 @@ def explain(made: Sequence[Calibration]) -> str:
 
     best, paid = of("objective")
     common, within = of(QUANTITIES[6]), of(QUANTITIES[7])
-    scatter, excess, gap = (mean(getattr(one.optimality, name) for one in found) for name in ("scatter", "excess", "gap"))
+    names = ("scatter", "excess", "least_excess", "gap")
+    scatter, excess, least, gap = (mean(getattr(one.optimality, name) for one in found) for name in names)
     above = "The train loss was not measured. "
     if math.isfinite(paid):
         bound = (
@@ -248,7 +257,7 @@ def explain(made: Sequence[Calibration]) -> str:
         above = f"The measured layer is {paid - best:.3g} above the optimum {best:.3g}; {bound}. "
         above += f"Within-class scatter costs {scatter:.3g} of it. "
     return (
-        f"{above}The network pays {excess:.3g} x the least penalty for its own logits: "
+        f"{above}Its penalty is {excess:.3g} x the nuclear norm of its own logits, at the optimum {least:.3g} x: "
         f"its class means have {common[1]:.0%} of their squared length in common against {common[0]:.0%} at the optimum, and "
         f"{within[1]:.2%} of the features' squared length is scatter. The model prices every direction of the features alike; "
         "what lies below a classifier does not. The ratio |W|/|H| is used up by the balance, so both norms are off by one factor."

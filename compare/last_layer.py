@@ -79,7 +79,8 @@ class Optimality:
     relative: float  # gap / f
     reason: str  # what is certified, or why nothing is
     scatter: float  # the part of f that within-class scatter costs: f - f(every sample at its class mean)
-    excess: float  # penalty paid / least penalty for the same logits (their nuclear norm), >= 1
+    excess: float  # penalties of W and H / the least for the same logits with free features (c times their nuclear norm)
+    least_excess: float  # the same at the optimum: 1, and more where features >= 0 cannot reach the nuclear norm
     pull: float  # -<W, dfit/dW> / (lambda_w |W|^2): 1 where the classifier is stationary
     pull_at: str  # "all samples", or "the class means" where the arrays do not give more
 
@@ -114,7 +115,7 @@ def optimum(problem: Problem) -> Prediction:
     )
 
 
-def optimality(head: Head, problem: Problem) -> Optimality:
+def optimality(head: Head, problem: Problem, q: Prediction) -> Optimality:
     """Return the certificate of a measured last layer, and what it loses where."""
     import torch
 
@@ -133,17 +134,23 @@ def optimality(head: Head, problem: Problem) -> Optimality:
     whole = problem.loss == "mse"
     if whole:  # the scatter of the logits adds half its size to the fit and its whole size to <z, z - y>
         pull -= 2 * (head.fit - fit)
-    least = problem.penalty * float(np.linalg.norm((head.means @ head.W.T) * np.sqrt(n)[:, None], "nuc"))
-    paid = problem.layer_lambdas[0] / 2 * head.size_w + problem.lambda_h / 2 * head.size_h
+    b = q.bias if q.bias is not None else np.zeros(problem.classes)
     return Optimality(
         sure.gap,
         sure.relative,
         sure.reason,
         value - at_means,
-        paid / least if least else math.inf,
+        _excess(problem, head.means @ head.W.T, head.size_w, head.size_h),
+        _excess(problem, np.asarray(q.logits) - b, float(np.trace(q.gram_w)), float(n @ np.diag(q.gram_h))),
         pull / (problem.layer_lambdas[0] * head.size_w),
         "all samples" if whole else "the class means",
     )
+
+
+def _excess(problem: Problem, z: np.ndarray, size_w: float, size_h: float) -> float:
+    """Return the penalties of W and H over the least ones for logits z (K, K), bias excluded; nan at zero."""
+    least = problem.penalty * float(np.linalg.norm(z * np.sqrt(problem.count_vector)[:, None], "nuc"))
+    return (problem.layer_lambdas[0] * size_w + problem.lambda_h * size_h) / 2 / least if least > 0 else math.nan
 
 
 def predicted_values(q: Prediction, problem: Problem) -> tuple[float, ...]:

@@ -17,6 +17,8 @@ from ufm.measure.algebra import pinv_factor
 
 ROWS = 4096  # float64 rows at a time
 PER_CLASS_LIMIT = 2**24  # numbers in the class covariances; above it only the pooled one is kept
+POINTS = 2000  # test points whose place among the class means is kept
+POINT_LIMIT = 2**20  # numbers in these places, so fewer points for many classes
 PRODUCT_LIMIT = 2**26  # numbers in K covariances of size d x d, for the products of traces
 
 
@@ -70,7 +72,7 @@ def head_arrays(
 def layer_tensors(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, *, products: bool = False
 ) -> dict[str, np.ndarray]:
-    """Return one layer's arrays; absent classes are nan. `products`: also the traces of products of train covariances.
+    """Return one layer's arrays; absent classes are nan. `products`: also the last two, which only the last layer needs.
 
     basis (r, d)                 orthonormal rows, the span of the centred train class means
     SPLIT/counts, means, gram    n_k; mu_k (K, d); (K, K) Gram of the means about their own mean
@@ -82,6 +84,7 @@ def layer_tensors(
                                  are nc1_pinv_strong and nc1_pinv_weak
     test/nearest (N,)            the class of the nearest train mean; test/ncc_correct (N,) uint8
     train/trace_products (K, K)  Tr(Sigma_i Sigma_j)
+    test/places (P, r), test/places_of (P,)  basis @ h of evenly spaced test points, float32, and which points they are
     """
     with full_float32():
         means = {split: class_means(*pair, classes) for split, pair in (("train", train), ("test", test))}
@@ -95,6 +98,8 @@ def layer_tensors(
         arrays.update({f"test/{key}": value for key, value in _points(*test, means["train"], factor).items()})
         if products and classes * train[0].shape[1] ** 2 <= PRODUCT_LIMIT:
             arrays["train/trace_products"] = trace_products(*train, means["train"])
+        if products and len(basis):
+            arrays["test/places"], arrays["test/places_of"] = places(test[0], basis)
     return arrays
 
 
@@ -125,6 +130,14 @@ def trace_products(features: Tensor, labels: Tensor, means: np.ndarray) -> np.nd
     flat = np.stack(covariances)
     flat[~np.isfinite(means).all(1)] = np.nan
     return flat @ flat.T
+
+
+def places(features: Tensor, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (P, r) coordinates in the basis of at most `POINTS` evenly spaced rows, float32, and the rows' numbers (P,)."""
+    number = max(1, min(POINTS, len(features), POINT_LIMIT // len(basis)))
+    rows = np.unique(np.linspace(0, len(features) - 1, number).round().astype(np.int64))
+    chosen = features[torch.from_numpy(rows).to(features.device)]
+    return (_numpy(chosen) @ basis.T).astype(np.float32), rows
 
 
 def _split_arrays(features: Tensor, labels: Tensor, means: np.ndarray, basis: np.ndarray) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ _NEEDED = (
     *("penultimate/train/within_class", "penultimate/test/within_class"),
 )
 _COLORS = (0, 1, 3)  # three of the group colours that keep apart in grey: L* 21, 46, 68
+_SEEN = 0.98  # share of the test points that the frame holds
 _ANGLES = np.linspace(0, 2 * np.pi, 97)
 
 
@@ -45,7 +46,8 @@ class Plane:
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """Draw the three classes that are most often confused on test, in the plane of their train means: means and 2-s.d. ellipses.
 
-    (a) train, (b) test, where the train means stay as rings. Theory: the means at the corners of an equilateral triangle, with
+    (a) train, (b) test, where the train means stay as rings and every kept test point of the three classes is a dot. Theory: the
+    means at the corners of an equilateral triangle, with
     no spread on train. The dashed borders are those of the nearest train mean.
 
     Raises:
@@ -64,7 +66,8 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         make_square(figure, grid[0, 0])
         finish(figure, style, legend)
         _limits(figure, grid[0], rows)
-    return Drawing(figure, COLUMNS, rows, _notes(found, seed, chosen, arrays))
+        notes = _notes(found, seed, chosen, arrays) + _dot_note(grid[0, 1], rows)
+    return Drawing(figure, COLUMNS, rows, notes)
 
 
 def most_confused(confusion: np.ndarray) -> tuple[int, int, int]:
@@ -109,6 +112,7 @@ def _panel(
         rows += [(split, f"class {k}, 2 s.d.", float(x), float(y), np.nan, np.nan, 1, "") for x, y in edge]
         rows.append((split, f"class {k}, mean", float(centre[0]), float(centre[1]), np.nan, np.nan, 1, "mean"))
         if split == "test":
+            rows += _dots(ax, plane, arrays, k, color)
             ring = plane.of(train[k])
             look = {
                 "marker": "o",
@@ -140,6 +144,24 @@ def _panel(
     return rows
 
 
+def _dots(ax: Any, plane: Plane, arrays: Mapping[str, np.ndarray], k: int, color: str) -> list[tuple[Any, ...]]:
+    """Draw the kept test points of one class; runs of older versions kept none."""
+    dots = points_of(arrays, k)
+    if not len(dots):
+        return []
+    flat = (dots - plane.origin) @ plane.axes.T / plane.unit
+    ax.plot(*flat.T, color=color, marker=".", markersize=2.2, linestyle="none", alpha=0.6, mew=0, gid=f"points:{k}", label="_")
+    return [("test", f"class {k}, points", float(x), float(y), np.nan, np.nan, 1, "point") for x, y in flat]
+
+
+def points_of(arrays: Mapping[str, np.ndarray], k: int) -> np.ndarray:
+    """Return the kept places (P, r) of test points of class k in the span of the train means."""
+    places, numbers = arrays.get("penultimate/test/places"), arrays.get("penultimate/test/places_of")
+    if places is None or numbers is None or "test/labels" not in arrays or not np.isfinite(places).all():
+        return np.zeros((0, len(arrays["penultimate/basis"])))
+    return places[arrays["test/labels"][numbers] == k].astype(np.float64)
+
+
 def borders(corners: np.ndarray) -> list[np.ndarray]:
     """Return the three half lines (2, 2) on which two of three points (3, 2) are equally near and the third is farther."""
     a, b, c = corners
@@ -157,13 +179,25 @@ def borders(corners: np.ndarray) -> list[np.ndarray]:
 
 def _limits(figure: Any, axes: Any, rows: list[tuple[Any, ...]]) -> None:
     """Set equal limits and, once the layout is final, equal scales."""
-    points = np.array([row[2:4] for row in rows if not str(row[1]).startswith("border")], float)
-    reach = 1.08 * max(1.1, float(np.abs(points).max()))
+    points = np.array([row[2:4] for row in rows if not str(row[1]).startswith("border") and row[7] != "point"], float)
+    dots = np.array([np.abs(row[2:4]).max() for row in rows if row[7] == "point"], float)
+    # A few far points would shrink everything else; the caption says how many are outside.
+    far = float(np.quantile(dots, _SEEN)) if len(dots) else 0.0
+    reach = 1.08 * max(1.1, float(np.abs(points).max()), far)
     for ax in axes:
         box, (width, height) = ax.get_position(), figure.get_size_inches()
         across, up = reach * np.array([1.0, box.height * height / (box.width * width)])
         ax.set_xlim(-across, across)
         ax.set_ylim(-up, up)
+
+
+def _dot_note(ax: Any, rows: list[tuple[Any, ...]]) -> tuple[str, ...]:
+    dots = np.array([row[2:4] for row in rows if row[7] == "point"], float).reshape(-1, 2)
+    if not len(dots):
+        return ()
+    reach = np.array([ax.get_xlim()[1], ax.get_ylim()[1]])
+    outside = int((np.abs(dots) > reach).any(1).sum())
+    return (f"Dots: {len(dots)} test points of the three classes, {outside} of them outside the frame.",)
 
 
 def _notes(found: Kept, seed: int, chosen: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:

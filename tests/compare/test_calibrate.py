@@ -151,8 +151,11 @@ def test_each_optimum_is_recognised_and_certified(tmp_path, changes, structure):
     assert max(made.distances.values()) < 1e-4 and set(made.distances) >= {"logits", "W W^T", "M M^T"}
     assert abs(made.optimality.gap) < 1e-6 * found.loss  # the solver stops at 1e-10 and lambda_h is inferred to 1e-10
     assert made.optimality.pull == pytest.approx(1, abs=1e-4) and made.optimality.scatter == pytest.approx(0, abs=1e-9)
-    least = 1.0 if problem.features == "free" else made.optimality.excess  # with h >= 0 the nuclear norm is not reached
-    assert made.optimality.excess == pytest.approx(least, rel=1e-5) and made.optimality.excess > 1 - 1e-9
+    assert made.optimality.excess == pytest.approx(made.optimality.least_excess, rel=1e-5)
+    z = made.prediction.logits - made.prediction.bias
+    # |W||H| = |z| sqrt(K n) with orthogonal means of one length, the nuclear norm with free features
+    wanted = 2 * np.linalg.norm(z) / np.linalg.norm(z, "nuc") if problem.features == "nonnegative" else 1.0
+    assert made.optimality.least_excess == pytest.approx(wanted, rel=1e-6)
 
 
 def test_the_duality_gap_bounds_how_far_above_the_optimum_a_network_is(tmp_path):

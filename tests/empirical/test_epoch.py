@@ -224,6 +224,20 @@ def test_arrays_for_the_comparison(setup):
     covariances = [np.cov(h["penultimate"][y == k].T, bias=True) for k in range(CLASSES)]
     wanted = [[np.trace(a @ b) for b in covariances] for a in covariances]
     np.testing.assert_allclose(arrays["penultimate/train/trace_products"], wanted, rtol=1e-8, atol=1e-14)
+    rows = arrays["penultimate/test/places_of"]
+    places = ht["penultimate"][rows] @ arrays["penultimate/basis"].T
+    np.testing.assert_allclose(arrays["penultimate/test/places"], places, rtol=1e-6, atol=1e-6)
+    assert len(np.unique(rows)) == len(yt) and "conv/test/places" not in arrays
+
+
+def test_the_places_of_a_large_test_set_are_evenly_spaced_and_bounded():
+    from empirical.tensors import POINT_LIMIT, POINTS, places
+
+    features = torch.arange(10_000, dtype=torch.float64)[:, None].repeat(1, 3)
+    kept, rows = places(features, np.eye(3)[:1])
+    assert len(rows) == POINTS and kept.dtype == np.float32 and np.array_equal(kept[:, 0], rows)
+    assert rows[0] == 0 and rows[-1] == 9_999 and set(np.diff(rows)) <= {5, 6}
+    assert len(places(features, np.ones((POINT_LIMIT // 100, 3)))[1]) == 100
 
 
 def test_float32_and_bfloat16_networks(setup):
@@ -359,3 +373,21 @@ def test_a_caller_who_set_tf32_by_its_new_names_is_measured_in_full_float32(monk
     finally:
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
+
+
+def test_the_separation_law_is_over_the_hidden_layers():
+    """A numpy line through log D of the hidden layers; the input and the logits stay out of it."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)], nn.Linear(8, 3))
+    x, y = torch.randn(60, 8), torch.arange(60) % 3
+    rows = Rows(measure_network(network, [(x, y)], [(x, y)], layers="all"))
+    hidden = [
+        r["value"]
+        for r in rows
+        if r["metric"] == "nc1_pinv_sum" and r["split"] == "train" and r["layer"] not in ("input", "logits")
+    ]
+    slope = np.polyfit(range(4), np.log(hidden), 1)[0]
+    assert rows.value("separation_rho", split="train", layer="network") == pytest.approx(np.exp(slope))
+    correlation = np.corrcoef(range(4), np.log(hidden))[0, 1]
+    assert rows.value("separation_pearson", split="train", layer="network") == pytest.approx(correlation)
+    assert not any("separation" in r["metric"] for r in measure_network(network, [(x, y)], [(x, y)], layers="last"))
