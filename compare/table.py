@@ -18,7 +18,7 @@ from ufm.errors import RequestError
 from ufm.tables import suggest
 
 FORMATS = ("text", "latex", "csv", "markdown", "json")
-COLUMNS = ("cell", "split", "layer", "centres", "measure", "mean", "low", "high", "seeds", "predicted", "assumption")
+COLUMNS = ("cell", "split", "layer", "centres", "measure", "mean", "low", "high", "seeds", "average", "predicted", "assumption")
 CONVENTION_COLUMNS = ("cell", "split", "layer", "centres", "measure", "mean", "low", "high", "seeds", "definition", "used by")
 
 # measure: (definition, whose convention); the conversions hold for balanced classes only
@@ -30,7 +30,7 @@ CONVENTIONS = {
     "nc1_trace": ("Tr S_W / Tr S_B", "quotient form"),
     "nc1_total": ("Tr S_W / Tr S_T (balanced: t/(1+t), t = nc1_trace)", "Wu & Mondelli 2025"),
     "cdnv": ("mean over pairs of (v_i + v_j)/(2 |mu_i - mu_j|^2)", "Galanti 2022"),
-    "vci": ("1 - Tr(S_T^+ S_B)/rank S_B", "Xu & Liu 2023"),
+    "vci": ("1 - Tr(S_T^+ S_B)/rank S_B, S_B weighted by n_k/N about the sample mean", "Xu & Liu 2023"),
     "nc1_pinv_strong": ("test scatter about the train mean of the true class, /K", "test, train centres"),
     "nc1_pinv_weak": ("test scatter about the nearest train mean, /K", "test, train centres"),
     "cdnv_strong": ("CDNV of test about train means", "test, train centres"),
@@ -40,7 +40,8 @@ CONVENTIONS = {
 def numbers(table: Table, *, measures: Sequence[str] | None = None, level: float = 0.95) -> list[dict[str, Any]]:
     """Return one row per (cell, split, layer, centres, measure) at the last epoch: mean over seeds with a Student-t interval.
 
-    Positive quantities other than shares of errors get the geometric mean and the interval of the log.
+    Positive quantities other than shares of errors get the geometric mean and the interval of the log; the column `average`
+    says which mean it is. A positive prediction is averaged as its measurement is, so that an exact identity stays exact.
     """
     known = table.levels("measure") if table.rows else []
     for name in measures or ():
@@ -57,8 +58,7 @@ def numbers(table: Table, *, measures: Sequence[str] | None = None, level: float
     for indices in np.split(order, starts[1:]) if len(order) else []:
         row: dict[str, Any] = {name: columns[name][indices[0]] for name in ("cell", "split", "layer", "centres", "measure")}
         row |= _summary(columns["value"][indices], row["measure"], level)
-        expected = columns["predicted"][indices]
-        row["predicted"] = float(np.mean(expected)) if np.isfinite(expected).all() else math.nan
+        row["predicted"] = _expected(columns["predicted"][indices], columns["value"][indices], row["average"])
         row["assumption"] = columns["assumption"][indices[0]]
         rows.append(row)
     return sorted(rows, key=lambda r: (r["cell"], r["layer"], r["measure"], r["split"], r["centres"]))
@@ -67,11 +67,26 @@ def numbers(table: Table, *, measures: Sequence[str] | None = None, level: float
 def _summary(values: np.ndarray, measure: str, level: float) -> dict[str, Any]:
     finite = values[np.isfinite(values)]
     if not len(finite):
-        return {"mean": math.nan, "low": math.nan, "high": math.nan, "seeds": 0}
+        return {"mean": math.nan, "low": math.nan, "high": math.nan, "seeds": 0, "average": ""}
     log = bool(np.all(finite > 0)) and "error" not in measure
     mean = statistics.mean_over_seeds(finite.tolist(), log=log)
     low, high = mean.interval(level) if len(finite) > 1 else (math.nan, math.nan)
-    return {"mean": mean.estimate, "low": low, "high": high, "seeds": len(finite)}
+    return {
+        "mean": mean.estimate,
+        "low": low,
+        "high": high,
+        "seeds": len(finite),
+        "average": "geometric" if log else "arithmetic",
+    }
+
+
+def _expected(predicted: np.ndarray, values: np.ndarray, average: str) -> float:
+    """Return the mean prediction over the seeds whose value counts, of the same kind as the mean of the values."""
+    predicted = predicted[np.isfinite(values)]
+    if not len(predicted) or not np.isfinite(predicted).all():
+        return math.nan
+    log = average == "geometric" and bool(np.all(predicted > 0))
+    return statistics.mean_over_seeds(predicted.tolist(), log=log).estimate
 
 
 def conventions(table: Table) -> list[dict[str, Any]]:

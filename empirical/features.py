@@ -156,7 +156,7 @@ def list_layers(model: nn.Module, example: Any, classifier: str | None = None) -
     inner = [c.path for c in flow.calls if _has_matrix(model.get_submodule(c.path)) and c.path not in {*chosen, *TAKEN}]
     plan = plan_layers(model, example, [*chosen, *dict.fromkeys([*twins, *inner])], classifier)
     notes = {
-        "penultimate": f"what the classifier {plan.classifier} sees",
+        "penultimate": f"input of {plan.classifier}, the classifier",
         plan.classifier: "the classifier",
         **dict.fromkeys(twins, "the same features as penultimate"),
     }

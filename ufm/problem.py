@@ -132,7 +132,8 @@ class Problem:
             return
         counts = tuple(_whole(n, "counts", 1) for n in _sequence(self.counts, "counts"))
         if len(counts) != groups:
-            raise RequestError(f"counts has {len(counts)} entries but there are {groups}; give one int or {groups}")
+            noun = "classes" if self.targets is None else "targets"
+            raise RequestError(f"counts has {len(counts)} entries but there are {groups} {noun}; give one int or {groups}")
         object.__setattr__(self, "counts", counts)
 
     def _check_lambda_w(self) -> None:

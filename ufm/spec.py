@@ -112,6 +112,11 @@ def _file(flag: str, text: str) -> FileValue:
         raise RequestError(f"{flag} {text!r} cannot be read ({error}); name a readable file") from None
 
 
+def _bound(value: float) -> str:
+    """Return a bound as text: a whole number with all its digits (2^32 - 1 is not 4.29497e+09)."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else f"{value:g}"
+
+
 def _number(flag: str, value: Any, kind: str, meta: Mapping[str, Any]) -> float | int:
     """Return a finite number in range. click.FloatRange is not used because it lets nan through."""
     noun = "an integer" if kind == "int" else "a finite number"
@@ -123,8 +128,8 @@ def _number(flag: str, value: Any, kind: str, meta: Mapping[str, Any]) -> float 
         raise RequestError(f"{flag} {_short(value)} is not {noun}; write for example {flag} {_example(meta, kind)}")
     low, high = meta["low"], meta["high"]
     if number < low or number > high or (meta["strict"] and number == low):
-        least = "" if low == -math.inf else f"{'>' if meta['strict'] else '>='} {low:g}"
-        most = "" if high == math.inf else f"<= {high:g}"
+        least = "" if low == -math.inf else f"{'>' if meta['strict'] else '>='} {_bound(low)}"
+        most = "" if high == math.inf else f"<= {_bound(high)}"
         rule = " and ".join(filter(None, (least, most)))
         raise RequestError(f"{flag} {_short(value)} is out of range; it must be {rule}, for example {_example(meta, kind)}")
     return int(number) if kind == "int" else number + 0.0  # -0.0 becomes 0.0: one number, one run
@@ -190,11 +195,9 @@ def _range(flag: str, text: str) -> list[float | int]:
         if len(parts) == 3:
             log = parts[2].endswith("log")
             start, stop, number = float(parts[0]), float(parts[1]), int(parts[2].removesuffix("log"))
-            if (
-                not 2 <= number <= MAX_CELLS
-                or not (math.isfinite(start) and math.isfinite(stop))
-                or (log and min(start, stop) <= 0)
-            ):
+            if number > MAX_CELLS:
+                raise RequestError(f"{flag} {_short(text)} names {number} values; at most {MAX_CELLS}")
+            if number < 2 or not (math.isfinite(start) and math.isfinite(stop)) or (log and min(start, stop) <= 0):
                 raise ValueError
             return _spaced(start, stop, number, log)
     except ValueError as error:

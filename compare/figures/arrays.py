@@ -23,14 +23,18 @@ class Kept:
     cell: str
     arrays: dict[int, dict[str, np.ndarray]]
     not_etf: str
+    left_out: tuple[int, ...] = ()
 
     def each(self, name: str) -> list[np.ndarray]:
         """Return one array of every seed that has it."""
         return [found[name] for found in self.arrays.values() if name in found]
 
     def seeds(self) -> str:
-        """Return '5 seeds' or '1 seed'."""
-        return f"{len(self.arrays)} seed" + ("s" if len(self.arrays) != 1 else "")
+        """Return '5 seeds' or '1 seed', and which seeds are left out: none is dropped without a word."""
+        text = f"{len(self.arrays)} seed" + ("s" if len(self.arrays) != 1 else "")
+        if self.left_out:
+            text += f" (left out: seed {', '.join(map(str, self.left_out))}, arrays missing, damaged or not finite)"
+        return text
 
 
 def kept(table: Mapping[str, Any], figure: str, needed: Sequence[str]) -> Kept:
@@ -54,7 +58,8 @@ def kept(table: Mapping[str, Any], figure: str, needed: Sequence[str]) -> Kept:
         raise RequestError(
             f"{safe_text(cell.name)[:60]} keeps no finite {missing}; train it again, runs keep their arrays at the end"
         )
-    return Kept(cell.name, whole, not_an_etf(setting_of(cell), class_counts(cell)))
+    left_out = tuple(seed for seed in cell.seeds if seed not in whole)
+    return Kept(cell.name, whole, not_an_etf(setting_of(cell), class_counts(cell)), left_out)
 
 
 def _finite(array: np.ndarray) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import Any
 
 import click
@@ -56,7 +57,7 @@ def measure(as_json: bool, **flags: Any) -> None:
     from empirical.rows import COLUMNS, table_of
 
     print_table(table_of(rows), COLUMNS)
-    say(f"written to {path}; compare report {path} -o report.html shows it")
+    say(f"written to {path}; see 'compare report {shlex.quote(str(path))} -o report.html'")
 
 
 def measure_file(request: MeasureRequest) -> tuple[Any, list[dict[str, Any]]]:

@@ -38,12 +38,32 @@ def prepare(
         raise RequestError(f"data set {name!r}: only folder:PATH takes a path; use folder:{path}")
     else:
         read = lookup(DATASETS, name, "data set")
+    _check_sizes(name, request)
     source = read(request)
     check(name, source)
     source = _subsample(name, source, seed, per_class, imbalance, minority)
     fine = coarse_labels(name, source.classes, coarse)
     labels = _noisy(source.train_labels if fine is None else fine[source.train_labels], fine, source, seed, label_noise)
     return _splits(name, source, labels, fine)
+
+
+# A size that a data set does not read would be recorded in the run, and hashed, without having any effect.
+_SIZES = {
+    "gaussian": ("classes", "input_dim", "signal", "noise", "test_per_class"),
+    "interpolation": ("classes", "input_dim", "signal", "noise", "test_per_class"),
+    "mnist1d": ("noise", "test_per_class"),
+}
+
+
+def _check_sizes(name: str, request: Request) -> None:
+    taken = _SIZES.get(name, ())
+    for option in ("classes", "input_dim", "signal", "noise", "test_per_class"):
+        if getattr(request, option) is not None and option not in taken:
+            flag = "--" + option.replace("_", "-")
+            takers = ", ".join(key for key, options in _SIZES.items() if option in options)
+            raise RequestError(
+                f"{flag} {getattr(request, option)}: data set {name} has no such size, {takers} have; leave it out"
+            )
 
 
 def _check_options(per_class: int | None, imbalance: float, minority: int, label_noise: float) -> None:

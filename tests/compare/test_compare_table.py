@@ -35,6 +35,16 @@ def test_an_error_rate_has_an_arithmetic_mean():
     assert tables.numbers(rows_for([0.1, 0.2, 0.3], "ncc_error"))[0]["mean"] == pytest.approx(0.2)
 
 
+def test_the_prediction_is_averaged_as_its_measurement_is():
+    share = [0.01, 0.02, 0.04]
+    table = dict(rows_for([2 * e for e in share], "nc1_pinv_between")) | {"predicted": np.array([2 * e for e in share])}
+    row = tables.numbers(table_of(table))[0]  # an identity: equal in every seed, so equal in the mean
+    assert row["average"] == "geometric" and row["predicted"] == pytest.approx(row["mean"], rel=1e-12) == pytest.approx(0.04)
+    table = dict(rows_for([0.1, 0.0, 0.2])) | {"predicted": np.array([0.1, 0.3, 0.2])}
+    row = tables.numbers(table_of(table))[0]
+    assert row["average"] == "arithmetic" and row["predicted"] == pytest.approx(0.2)
+
+
 def test_one_seed_has_no_interval_and_a_missing_value_no_mean():
     row = tables.numbers(rows_for([0.5]))[0]
     assert row["mean"] == pytest.approx(0.5) and math.isnan(row["low"])

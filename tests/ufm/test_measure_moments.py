@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ufm.errors import RequestError
-from ufm.measure import ClassMoments, from_moments
+from ufm.measure import ClassMoments, collapse, from_moments
 from ufm.measure.blocks import _bag_sums, _one_hot_sums, class_sums
 
 
@@ -139,3 +139,16 @@ def test_bad_requests():
         with pytest.raises(RequestError) as caught:
             call()
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1e300, np.float64), (1e160, np.float64), (1e30, np.float32)])
+def test_features_whose_powers_overflow_are_refused_or_right(size, dtype):
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(40, 3)), np.arange(40) % 4
+    expected = collapse(features, labels)["nc1_pinv"]
+    try:
+        value = collapse((features * size).astype(dtype), labels)["nc1_pinv"]
+    except RequestError as error:
+        assert "overflow" in str(error) and "\n" not in str(error)
+    else:
+        assert value == pytest.approx(expected, rel=1e-4) and size < 1e75

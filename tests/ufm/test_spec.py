@@ -27,6 +27,11 @@ class Some:
     file: str = option(None, "file", kind="file")
 
 
+@dataclass(frozen=True)
+class Capped:
+    seed: int = option(0, "seed", low=0, high=2**32 - 1)
+
+
 FIELD = {f.name: f for f in fields(Some)}
 
 
@@ -139,6 +144,13 @@ def test_wrong_values_are_one_short_line(name, text):
         grid(name, text)
     message = str(caught.value)
     assert message.startswith("--") and "\n" not in message and len(message) < 300
+
+
+def test_a_refusal_names_the_limit_exactly():
+    with pytest.raises(RequestError, match="names 99999999999 values; at most"):
+        grid("rate", "0:1:99999999999")
+    with pytest.raises(RequestError, match=f"<= {2**32 - 1}, "):
+        resolve(Capped, {"seed": 2**32})
 
 
 def test_layers_win_in_order_and_unknown_keys_are_errors():

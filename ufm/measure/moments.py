@@ -14,6 +14,9 @@ from ufm.measure.arrays import as_features, as_labels, block_dtype, plain_arithm
 from ufm.measure.blocks import class_counts, class_sums, residual_blocks
 
 SCATTER_LIMIT = 4096  # d x d float64 is then 128 MiB
+# Of a class mean's entries. Grams of Grams (fourth powers) are float64, which ends at 1e308; sums of squares are in the
+# features' precision, and float32 ends at 3e38.
+LARGEST, LARGEST_SINGLE = 1e75, 1e15
 
 
 @dataclass(eq=False)
@@ -119,6 +122,9 @@ def first_means(features: torch.Tensor, labels: torch.Tensor, counts: np.ndarray
     if not bool(torch.isfinite(means).all()):
         _name_bad_feature(features)
         raise RequestError("features overflow their precision when summed; scale them down or pass float64")
+    size = float(means.abs().max())
+    if size > (LARGEST if features.dtype == torch.float64 else LARGEST_SINGLE):
+        raise RequestError(f"class means reach {size:.3g}, whose powers overflow; scale the features down")
     return means
 
 
@@ -142,6 +148,8 @@ def settle(
     size = np.maximum(counts, 1)
     traces = np.maximum(squares.cpu().numpy().astype(np.float64) / size - (shift**2).sum(1), 0.0)
     traces[counts == 1] = 0.0  # exactly: one sample is its own mean
+    if not traces.max(initial=0.0) <= LARGEST**2:
+        raise RequestError("the features' squares overflow; scale the features down or pass float64")
     scatter = None
     if pooled is not None:
         root = np.sqrt(counts)[:, None] * shift
