@@ -99,6 +99,15 @@ def test_arrays_that_are_damaged_or_gone_are_refused_in_one_line(name, tmp_path)
         figures.draw(name, table, Style.of("icml"))
 
 
+@pytest.mark.parametrize("name", ["gram", "spectrum", "confusion", "geometry"])
+def test_a_seed_without_its_arrays_is_named(name, tmp_path):
+    table = run_folder(tmp_path, seeds=3)
+    [damaged] = tmp_path.rglob("seed-1/tensors.safetensors")
+    damaged.write_bytes(b"x" + damaged.read_bytes()[1:])
+    notes = " ".join(figures.draw(name, table, Style.of("icml")).notes)
+    assert "2 seeds (left out: seed 1" in notes
+
+
 def test_a_run_that_diverged_is_a_marked_gap():
     drawing = figures.draw("trajectory", DAMAGES["all diverged"](TABLE), Style.of("neurips"))
     ax = drawing.figure.axes[0]
