@@ -108,7 +108,7 @@ class Style:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.axisbelow": True,
-            "axes.labelpad": 2.5,
+            "axes.labelpad": 4.0,
             "axes.titlepad": 4.0,
             "axes.unicode_minus": True,
             "grid.color": "#dddddd",
