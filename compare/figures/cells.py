@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compare.figures.series import Measured
 from ufm.errors import RequestError
 
 
@@ -16,11 +17,12 @@ def sweep_rows(table: Mapping[str, Any], figure: str, system: str, command: str)
     """
     from ufm.sweep import read_cells
 
+    present = set(Measured.of(table).distinct("cell"))
     cells = (getattr(table, "cells", None) or {}).items()
-    folders = dict.fromkeys(cell.path for name, cell in cells if "#" in name and cell.system == system)
+    folders = dict.fromkeys(cell.path for name, cell in cells if name in present and "#" in name and cell.system == system)
     rows = [row for folder in folders for row in read_cells(folder)]
     if not rows:
-        raise RequestError(f"the figure {figure} draws sweeps of {command}; name the folder of one")
+        raise RequestError(f"the figure {figure} draws cells of a theory sweep, of {command}; name the folder of one")
     return rows
 
 

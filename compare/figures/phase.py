@@ -14,11 +14,11 @@ from compare.figures.cells import differing, sweep_rows
 from compare.figures.drawing import Drawing
 from compare.figures.maps import COLORS
 from compare.figures.series import COLUMNS, Curve
-from compare.figures.settings import _SYMBOLS as SYMBOLS
+from compare.figures.settings import SYMBOLS
 from compare.style import GROUPS, LOOKS, Style, escape, group_look
 from ufm.errors import RequestError
 
-BELOW = 1 - 1e-3  # of the loss of deep neural collapse; solved end points lie within 1e-4 of their structure
+BELOW = 1 - 1e-4  # of the loss of deep neural collapse: end points are that accurate
 SHARES = {
     "below": ("Below DNC", lambda row: (row.get("over_dnc") or math.inf) < BELOW),
     "srg": ("At the SRG solution", lambda row: row.get("structure") == "srg"),
@@ -50,16 +50,18 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """Draw `ufm simulate deep` with several seeds: shares of starts by where they end.
 
     Over one option (the initial scale, say): (a) the share below deep neural collapse (DNC), (b) the share at the strongly
-    regular graph solution, with Clopper-Pearson intervals, one curve for each other option. Over two options of three or more
+    regular graph solution, with Clopper-Pearson intervals, one curve for each other option. Over two others of three or more
     values each: the share below DNC as a heat map, with the line where zero becomes the lower of DNC and zero.
 
     Raises:
         RequestError: no deep sweep, or one whose settings differ in no number.
     """
     rows = sweep_rows(table, "phase", "deep", "`ufm simulate deep`")
+    if any(row["parameters"].get("steps") is None for row in rows):  # runs that were cut short say nothing of end points
+        rows = [row for row in rows if row["parameters"].get("steps") is None]
     options = {name: v for name, v in differing(rows).items() if all(isinstance(x, (int, float)) for x in v)}
     wide = [name for name, values in options.items() if len(values) >= MAP_LEAST]
-    if len(options) == 2 and len(wide) == 2:
+    if len(options) == len(wide) == 2 and "init_scale" not in options:
         return _heat(rows, wide, style)
     if not options:
         raise RequestError("the settings differ in no numeric option; sweep --init-scale, --dim or --lambda-w")
@@ -85,9 +87,9 @@ def _curves(rows: Sequence[dict[str, Any]], along: str, others: Sequence[str], s
                 one = Curve(one.key, one.x * shift, one.value, one.low, one.high, one.seeds, one.censored)
                 _draw_share(ax, one, group_look(index), legend, label)
                 out += one.rows(name)
-            _share_axis(ax, SYMBOLS.get(along, "Initial scale $s$" if along == "init_scale" else escape(along)), groups)
+            _share_axis(ax, name, SYMBOLS.get(along, "Initial scale $s$" if along == "init_scale" else escape(along)), groups)
             title(ax, name, f"({letter}) {text}")
-        legend.band("95 % interval (Clopper-Pearson)")
+        legend.mark("95 % interval (Clopper-Pearson)", marker="|", markersize=8, markeredgewidth=0.8, color="#444444")
         finish(figure, style, legend)
     return Drawing(figure, COLUMNS, out, _notes(rows))
 
@@ -124,15 +126,18 @@ def _share_curve(key: str, counts: Mapping[float, Count]) -> Curve:
 def _draw_share(ax: Any, one: Curve, look: Any, legend: Legend, label: str) -> None:
     axis = LogAxis(1e-9, 1.0, None)  # a linear axis needs no place for zero: nothing is moved
     draw_curve(ax, one, look, axis, legend, label, band=False)
-    ax.vlines(one.x, one.low, one.high, color=look.color, lw=0.8, zorder=2, gid=f"band:{one.key}")
+    gap = np.full(len(one.x), np.nan)
+    x, y = np.stack([one.x, one.x, gap], 1).ravel(), np.stack([one.low, one.high, gap], 1).ravel()
+    ax.plot(x, y, color=look.color, lw=0.8, zorder=2, gid=f"band:{one.key}", label="_")
 
 
-def _share_axis(ax: Any, label: str, groups: Mapping[str, Any]) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+def _share_axis(ax: Any, name: str, label: str, groups: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
     values = sorted({x for shares in groups.values() for at in shares.values() for x in at})
-    ax.set_ylim(-0.03, 1.03)
-    ax.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+    top = max(count.interval()[1] for shares in groups.values() for count in shares[name].values())
+    ax.set_ylim(-0.03 * top, 1.03 * top)
+    ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.set_xscale("log")
     ax.set_xlim(values[0] / 1.1, values[-1] * 1.1)
     ax.xaxis.set_major_locator(FixedLocator(values if len(values) <= 6 else values[:: -(-len(values) // 6)]))

@@ -17,7 +17,7 @@ from ufm.errors import RequestError
 from ufm.tables import suggest
 
 # How an option is written in a label, where a symbol says it better than its name.
-_SYMBOLS = {
+SYMBOLS = {
     "lambda_w": r"$\lambda_W$",
     "lambda_h": r"$\lambda_H$",
     "lambda_b": r"$\lambda_b$",
@@ -44,7 +44,7 @@ class Swept:
     @property
     def label(self) -> str:
         """The axis label."""
-        return _SYMBOLS.get(self.name, escape(self.name.replace("_", " ")))
+        return SYMBOLS.get(self.name, escape(self.name.replace("_", " ")))
 
     def rows(self, rows: Measured) -> Measured:
         """Add the columns `swept` (number) and `group` (text) to measured rows."""

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from sweep_tables import ends, flows
 
 import compare
 from compare.rows import Cell
@@ -121,6 +122,34 @@ def samples(sizes=(10, 20, 40, 80)):
     return table_of(lines, cells)
 
 
+def transfer(decays=(5e-4, 5e-3)):
+    """Return two trainings on coarse labels with probes; with the larger decay the raw probe falls to chance."""
+    lines, cells = [], {}
+    for decay in decays:
+        name = f"transfer-{decay:g}"
+        for seed in range(3):
+            draw = np.random.default_rng(seed)
+            for epoch in (0, 1, 4, 10, 25, 50, 100):
+                kept = np.exp(-5 * decay * epoch)
+                values = {
+                    "probe_raw": 0.1 + (0.77 * kept if epoch else 0.0),
+                    "probe_whiten": 0.7 + 0.2 * kept,
+                    "probe_finetune": 0.3 + 0.6 * kept,
+                    "rank_effective": 1 + 30 * kept,
+                    "nc1_pinv": 2 / (1 + epoch) ** 1.5,
+                    "fine_cdnv_directional": 0.1 / kept,
+                }
+                for measure, value in values.items():
+                    split = "train" if measure in ("rank_effective", "nc1_pinv") else "test"
+                    value *= float(np.exp(0.02 * draw.standard_normal()))
+                    row = (epoch, 8 * epoch, split, "penultimate", "self", measure, value, np.nan, "")
+                    lines.append(("hui2022", name, seed, *row))
+        setting = {"dataset": "digits", "coarse": [5, 5], "weight_decay": decay}
+        results = {seed: {"data": {"train": 1000, "test": 797, "classes": 2}} for seed in range(3)}
+        cells[name] = Cell(name, "transfer", "", setting, {}, (0, 1, 2), results)
+    return table_of(lines, cells)
+
+
 def arrays(seed, classes=5, dim=16, test=0.35):
     """Return the arrays that a training keeps, for Gaussian features about a simplex ETF; test ones are wider."""
     draw = np.random.default_rng(seed)
@@ -196,9 +225,10 @@ def collisions(figure, slack=0.5):
 
 
 _ROOT = tempfile.TemporaryDirectory()
-_MAKERS = {"sweep": sweep, "samples": samples} | dict.fromkeys(
+_MAKERS = {"sweep": sweep, "samples": samples, "transfer": transfer} | dict.fromkeys(
     ("gram", "confusion", "spectrum", "geometry"), lambda: run_folder(Path(_ROOT.name))
 )
+_MAKERS |= {"flow": lambda: flows(Path(_ROOT.name) / "flows"), "phase": lambda: ends(Path(_ROOT.name) / "ends")}
 _MADE = {}
 
 
