@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import errno
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +31,13 @@ def output_path(text: str, suffixes: Sequence[str]) -> Path:
     parent = path.parent
     if not parent.is_dir():
         raise RequestError(f"-o {safe_text(text)}: the folder {safe_text(parent)} does not exist; make it or name another")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise RequestError(f"-o {safe_text(text)}: the folder {safe_text(parent)} is not writable; name another")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # asking for permissions is not enough: root has them even below /proc
+            pass
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise RequestError(f"-o {safe_text(text)}: the folder {safe_text(parent)} is not writable; name another") from None
     return path
 
 

@@ -57,6 +57,13 @@ def test_what_is_left_out_is_printed(run, tmp_path):
     assert code == 0 and "seed 0: unfinished" in err and "left out" not in out
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc, where nobody can write")
+def test_an_output_that_cannot_be_written_is_a_wrong_request(run, runs):
+    for arguments in (("plot", "trajectory", runs, "-o", "/proc/a.pdf"), ("report", runs, "-o", "/proc/a.html")):
+        code, out, err = run(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1) and "/proc is not writable" in err
+
+
 @pytest.mark.parametrize("command", ["verdict", "table", "papers"])
 def test_json_is_one_document_on_stdout(run, runs, command):
     arguments = [] if command == "papers" else [runs]
