@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import click
+
+import ufm
 from ufm.console import Commands, examples
 from ufm.tables import Entry
 
@@ -17,12 +20,14 @@ COMMANDS = {
     "report": Entry("compare.commands.report:command", "one self-contained HTML page of runs"),
 }
 
-main = Commands(
-    "compare",
-    COMMANDS,
-    help="Do theory and measurement agree, by how much, on train and on test?",
-    epilog=examples(
-        ("compare reproduce hui2022 --scale demo", "about 1 min on 2 cores"),
-        ("compare verdict runs/collapse", "2 s"),
-    ),
+main = click.version_option(ufm.__version__, prog_name="compare")(
+    Commands(
+        "compare",
+        COMMANDS,
+        help="Do theory and measurement agree, by how much, on train and on test?",
+        epilog=examples(
+            ("compare reproduce hui2022 --scale demo", "about 1 min on 2 cores"),
+            ("compare verdict runs/collapse", "2 s"),
+        ),
+    )
 )

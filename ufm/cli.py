@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import click
+
+import ufm
 from ufm.console import Commands, examples
 from ufm.tables import Entry
 
@@ -12,12 +15,14 @@ COMMANDS = {
     "cite": Entry("ufm.commands.cite:command", "BibTeX of exactly what a run used"),
 }
 
-main = Commands(
-    "ufm",
-    COMMANDS,
-    help="Unconstrained-features models: what should the geometry be?",
-    epilog=examples(
-        ("ufm simulate single --classes 10 --dim 64 --lambda-w 1e-5:1e-1:20log", "3 s"),
-        ("ufm predict single --classes 4 --dim 6 --loss mse --bias free", "1 s"),
-    ),
+main = click.version_option(ufm.__version__, prog_name="ufm")(
+    Commands(
+        "ufm",
+        COMMANDS,
+        help="Unconstrained-features models: what should the geometry be?",
+        epilog=examples(
+            ("ufm simulate single --classes 10 --dim 64 --lambda-w 1e-5:1e-1:20log", "3 s"),
+            ("ufm predict single --classes 4 --dim 6 --loss mse --bias free", "1 s"),
+        ),
+    )
 )

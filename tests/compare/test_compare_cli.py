@@ -1,11 +1,14 @@
+import importlib
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from synthetic_runs import hui_setting, rows_of_seed, write_training
 
+import ufm
 from compare.cli import COMMANDS
 from ufm import console
 
@@ -30,6 +33,13 @@ def run(capfd, monkeypatch):
         return leave.value.code, captured.out, captured.err
 
     return call
+
+
+@pytest.mark.parametrize("program", ["ufm", "empirical", "compare"])
+def test_each_command_says_its_version(program):
+    main = importlib.import_module(f"{program}.cli").main
+    result = CliRunner().invoke(main, ["--version"])
+    assert result.exit_code == 0 and result.output == f"{program}, version {ufm.__version__}\n"
 
 
 def test_verdict_prints_the_table_and_the_reasons(run, runs):
