@@ -56,7 +56,7 @@ def sample_error(cell: Cell | None, seed: int, quantity: Quantity, value: float)
     if quantity.measure in SHARES:
         sample = arrays_of(folder).get(f"{quantity.layer}/{SHARES[quantity.measure]}")
         return size * statistics.bootstrap_error(sample) if sample is not None and len(sample) > 1 else 0.0
-    if quantity.measure in ("error", "ncc_error", "ncc_error_between"):
+    if quantity.measure in ("error", "ncc_error", "ncc_error_between") or quantity.measure.startswith("probe_"):
         number = sample_size(cell, (seed,))
         return size * statistics.proportion_error(value / size, number) if number and size else 0.0
     return 0.0

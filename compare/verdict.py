@@ -89,6 +89,7 @@ def series(table: Table | Sheet, quantity: Quantity | Field) -> dict[tuple[int, 
         some = some.where(epoch=quantity.epoch)
     elif quantity.epoch == "last":
         some = some.last()
+    some = some.take(~some.mask(flag="degenerate"))  # scatter of one sample per class is 0 whatever the network does
     values = some.data["value"] * quantity.factor
     return dict(zip(zip(some.data["seed"].tolist(), some.data["epoch"].tolist(), strict=True), values.tolist(), strict=True))
 
@@ -116,11 +117,15 @@ def _equivalence(table: Table, claim: Claim, seeds: Collection[int] | None) -> V
     if early:
         return early
     numbers = list(values.values())
-    mean = statistics.mean_over_seeds(numbers, log=claim.log, test_errors=sample_errors(table, claim.value, values))
+    if claim.log and min(numbers) <= 0:
+        reason = "a value is not positive, so that the logarithm the claim asks for does not exist"
+        return Verdict(claim, UNDECIDED, reason, seeds=tuple(values), values=tuple(numbers))
+    errors = sample_errors(table, claim.value, values)
+    mean = statistics.mean_over_seeds(numbers, log=claim.log, test_errors=errors)
     low, high = claim.predicted - claim.tolerance, claim.predicted + claim.tolerance
     inside = max(mean.p_above(low), mean.p_below(high))  # two one-sided tests
     outside = min(mean.p_below(low), mean.p_above(high))
-    shown = _shown(mean, claim.value)
+    shown = _shown(mean, claim.value) + _unknown(claim.value, errors)
     if inside <= statistics.ALPHA:
         verdict, p, reason = AGREES, inside, f"{shown} lies inside {expected(claim)}"
     elif outside <= statistics.ALPHA:
@@ -177,7 +182,8 @@ def _ratio(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verdict
     mean = statistics.mean_over_seeds(list(ratios.values()), log=True, test_errors=errors)
     above, below = mean.p_above(claim.least), mean.p_below(claim.least)
     worst = min(ratios.values())
-    shown = f"ratio {_interval(mean)}, smallest {format_number(worst)}"
+    unknown = _unknown(claim.value, list(top_errors.values())) or _unknown(claim.over, list(bottom_errors.values()))
+    shown = f"ratio {_interval(mean)}, smallest {format_number(worst)}{unknown}"
     if above <= statistics.ALPHA and worst >= claim.least_each:
         verdict, p, reason = AGREES, above, f"{shown}: {expected(claim)}"
     elif below <= statistics.ALPHA:
@@ -308,17 +314,27 @@ _KINDS = {
 }
 
 
+def _unknown(quantity: Quantity | Field | float, errors: Sequence[float]) -> str:
+    """Say when a test value's uncertainty over test points is not in the interval."""
+    known = not isinstance(quantity, Quantity) or quantity.split != "test" or any(e > 0 for e in errors)
+    return "" if known else " (over seeds alone: the test points' share is not known)"
+
+
 def _too_few(claim: Claim, values: Mapping[int, float]) -> Verdict | None:
     if not values:
         return Verdict(claim, NOT_RUN, f"{claim.value} was not measured")
-    if len(values) < claim.seeds_needed:
-        reason = f"{len(values)} seeds; at least {claim.seeds_needed} are needed"
+    # A mean over seeds needs five, whatever a file of claims says; a theorem may be checked on one network.
+    needed = max(claim.seeds_needed, statistics.SEEDS if claim.kind in ("equivalence", "ratio") else 1)
+    if len(values) < needed:
+        reason = f"{len(values)} seeds; at least {needed} are needed"
         return Verdict(claim, UNDECIDED, reason, seeds=tuple(values), values=tuple(values.values()))
     return None
 
 
 def _of_mean(claim: Claim, verdict: str, reason: str, mean: statistics.Mean, p: float, values: Mapping[int, float]) -> Verdict:
     low, high = mean.interval()
+    if len(set(values.values())) == 1:
+        reason += "; every seed gives the same number, so that the interval knows no seed"
     return Verdict(
         claim,
         verdict,
@@ -362,6 +378,9 @@ def judge_claim(
     """
     others = others or {}
     made = dataclasses.replace(_KINDS[claim.kind](table, claim, seeds), cell=cell)
+    missing = sorted(set(seeds or ()) - set(made.seeds)) if made.verdict != NOT_RUN else []
+    if missing:  # a mean over the seeds that went well may be a mean over the lucky ones
+        made = dataclasses.replace(made, reason=f"{made.reason}; without the registered seeds {', '.join(map(str, missing))}")
     if claim.kind == "equivalence" and math.isfinite(made.estimate):
         made = _against_null(_elsewhere(table, claim.null, others), made, seeds)
     if made.verdict == NOT_RUN:

@@ -223,3 +223,59 @@ def test_small_statistics():
     draws = np.exp(np.random.default_rng(1).standard_normal(5000))
     assert lower_quantile(draws) == pytest.approx(np.quantile(draws, 0.01))
     assert lower_quantile(draws[:50]) == pytest.approx(math.exp(stats.norm.ppf(0.01)), rel=0.5)
+
+
+def test_the_null_of_five_networks_knows_that_it_is_five():
+    """One more null value falls below the 1 % limit once in a hundred: with a normal quantile it would be one in twenty."""
+    draws = np.exp(0.4 * np.random.default_rng(2).standard_normal((4000, 6)))
+    below = np.mean([row[5] < lower_quantile(row[:5]) for row in draws])
+    assert below == pytest.approx(0.01, abs=0.006)
+    assert lower_quantile([1.0]) == 0.0 and lower_quantile([1.0, 0.0, 2.0]) == 0.0
+
+
+def test_a_degenerate_zero_is_no_collapse():
+    """One sample per class: within-class scatter is 0 whatever the network does."""
+    table = table_with([0.0] * 5, null=NULL)
+    columns = {name: table[name].tolist() for name in ("seed", "epoch", "measure", "value", "split", "cell", "layer", "centres")}
+    flags = ["degenerate" if value == 0 else "" for value in columns["value"]]
+    claim = dataclasses.replace(EQUIVALENCE, log=False)
+    assert judge_claim(table_of({**columns, "flag": flags}), claim).verdict == NOT_RUN
+    assert judge_claim(table, claim).verdict == AGREES  # the same numbers, measured on more samples
+    made = judge_claim(table, EQUIVALENCE)
+    assert made.verdict == UNDECIDED and "logarithm" in made.reason
+
+
+@pytest.mark.parametrize("claim", [EQUIVALENCE, RATIO])
+def test_no_file_of_claims_can_ask_for_fewer_than_five_seeds(claim):
+    table = table_with([0.001, 0.002, 0.001, 0.003], null=NULL[:4], other=[1e-5] * 4)
+    made = judge_claim(table, dataclasses.replace(claim, seeds_needed=1))
+    assert made.verdict == UNDECIDED and "at least 5 are needed" in made.reason
+
+
+def test_registered_seeds_that_are_missing_are_said():
+    table = table_with([0.001, 0.002, 0.001, 0.003, 0.002], null=NULL)
+    made = judge_claim(table, EQUIVALENCE, seeds=range(7))
+    assert made.verdict == AGREES and "without the registered seeds 5, 6" in made.reason
+    assert "without" not in judge_claim(table, EQUIVALENCE, seeds=range(5)).reason
+
+
+def test_seeds_that_do_not_differ_are_said():
+    made = judge_claim(table_with([0.001] * 5, null=NULL), EQUIVALENCE)
+    assert "every seed gives the same number" in made.reason
+
+
+def test_a_test_value_without_its_points_says_whose_interval_it_is():
+    claim = dataclasses.replace(EQUIVALENCE, value=Quantity("nc1_pinv", "test"))
+    values = [0.001, 0.002, 0.001, 0.003, 0.002]
+    assert "over seeds alone" in judge_claim(table_with(values, null=NULL, split="test"), claim).reason
+    assert "over seeds alone" not in judge_claim(table_with(values, null=NULL), EQUIVALENCE).reason
+
+
+def test_equivalence_never_agrees_beyond_its_level_where_the_truth_is_at_the_edge():
+    """Planted: the truth sits exactly on predicted + tolerance; agreement is an error, and so is deviation."""
+    rng = np.random.default_rng(11)
+    value = Quantity("nc1_pinv")
+    claim = Claim("2", "", "equivalence", value, predicted=2.0, tolerance=0.1, control={"predicted": 9.0})
+    verdicts = [judge_claim(table_with(2.1 + 0.02 * rng.standard_normal(5)), claim).verdict for _ in range(400)]
+    assert verdicts.count(AGREES) / 400 <= 0.085 and verdicts.count(DEVIATES) / 400 <= 0.085  # .05 and three standard errors
+    assert verdicts.count(UNDECIDED) > 300
