@@ -63,6 +63,7 @@ TINY = {
     "measure_at": "1,2,5,11,20",
 }
 CONV = TINY | {"dataset": "digits", "model": "convnet", "width": 4, "depth": 2, "epochs": 3, "measure_at": "1,2"}
+del CONV["test_per_class"]  # only a generated data set has it
 
 
 def kill_and_resume(tmp_path, experiment, kills, seed):
