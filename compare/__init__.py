@@ -1,6 +1,10 @@
 """Theory laid against measurement: paired, judged, drawn."""
 
-# Imported at once, because a submodule of the same name would otherwise hide the function; it needs numpy alone.
-from compare.load import load
+from __future__ import annotations
 
-__all__ = ["load"]
+from ufm import lazy
+
+_NAMES = {"load": "compare.load:load"}
+__all__ = [*_NAMES]
+
+lazy.attach(__name__, _NAMES)

@@ -5,26 +5,14 @@ Importing this package imports no torch; the names below are resolved on first u
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from ufm import lazy
 
-_LAZY = {
+_NAMES = {
     "measure": "empirical.epoch:measure",
     "Recorder": "empirical.recorder:Recorder",
     "NeuralCollapse": "empirical.metric:NeuralCollapse",
     "list_layers": "empirical.features:list_layers",
 }
-__all__ = [*_LAZY]
+__all__ = [*_NAMES]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'empirical' has no attribute {name!r}")
-    module, _, attribute = _LAZY[name].partition(":")
-    value = getattr(importlib.import_module(module), attribute)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+lazy.attach(__name__, _NAMES)

@@ -21,6 +21,7 @@ SHARED = {
     "geometry",
     "identity",
     "interrupt",
+    "lazy",
     "machine",
     "measure",
     "provenance",
@@ -31,7 +32,10 @@ SHARED = {
     "sweep",
     "tables",
 }
-LEAVES = {"ufm.measure": {"ufm.errors", "ufm.tables", "ufm.seeds", "ufm.geometry"}, "ufm.geometry": {"ufm.errors", "ufm.tables"}}
+LEAVES = {
+    "ufm.measure": {"ufm.errors", "ufm.lazy", "ufm.tables", "ufm.seeds", "ufm.geometry"},
+    "ufm.geometry": {"ufm.errors", "ufm.tables"},
+}
 
 
 def sources():

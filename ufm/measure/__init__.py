@@ -5,12 +5,10 @@ Importing this package imports no torch; the names below are resolved on first u
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
+from ufm import lazy
 from ufm.measure.names import MEASURES
 
-_LAZY = {
+_NAMES = {
     "collapse": "ufm.measure.measures:collapse",
     "Measures": "ufm.measure.measures:Measures",
     "ClassMoments": "ufm.measure.moments:ClassMoments",
@@ -36,17 +34,6 @@ _LAZY = {
     "hardmax_margin": "ufm.measure.margins:hardmax_margin",
     "gram_coherence": "ufm.measure.margins:gram_coherence",
 }
-__all__ = ["MEASURES", *_LAZY]
+__all__ = ["MEASURES", *_NAMES]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'ufm.measure' has no attribute {name!r}")
-    module, _, attribute = _LAZY[name].partition(":")
-    value = getattr(importlib.import_module(module), attribute)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+lazy.attach(__name__, _NAMES)
