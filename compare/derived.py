@@ -93,7 +93,8 @@ def _fill(table: Table, where: dict[str, Any], name: str, seed: int, value: floa
     mine = np.flatnonzero(table.mask(cell=name, seed=seed, **where))
     if not len(mine):
         return table
-    mine = mine[table.data["epoch"][mine] == table.data["epoch"][mine].max()]
+    for key in ("epoch", "step"):
+        mine = mine[table.data[key][mine] == table.data[key][mine].max()]
     predicted, notes = table.data["predicted"].copy(), table.data["assumption"]
     levels = {text: i for i, text in enumerate(notes.levels)}
     codes = notes.codes.copy()

@@ -12,7 +12,8 @@ from compare.rows import Table
 from ufm.errors import RequestError
 from ufm.tables import find
 
-PER_SETTING = ("trajectory", "nc", "layers", "gram", "spectrum")  # one picture per training; every other shows all runs
+# one picture per training; every other shows all runs
+PER_SETTING = ("trajectory", "nc", "layers", "gram", "spectrum", "confusion", "geometry")
 MOST_CELLS = 6  # a page with more settings is no longer read; the rest is listed as not shown
 
 

@@ -48,7 +48,8 @@ figcaption { font-size: .9rem; color: #333; max-width: 44rem; }
 code, pre { font: .82rem/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .7rem; margin: .4rem 0; }
 ul { padding-left: 1.2rem; margin: .4rem 0; } li { margin: .25rem 0; overflow-wrap: anywhere; }
-@media (max-width: 42rem) { thead { display: none; } tr { display: block; padding: .5rem 0; border-bottom: 1px solid #bbb; }
+@media (max-width: 42rem) { figure { overflow-x: auto; } figure img { width: 38rem; max-width: none; }
+  thead { display: none; } tr { display: block; padding: .5rem 0; border-bottom: 1px solid #bbb; }
   td, td.n, td.t { display: flex; gap: .6rem; text-align: left; white-space: normal; border: 0; padding: .1rem 0; min-width: 0; }
   td::before { content: attr(data-l); flex: 0 0 7.5rem; color: #555; font-size: .82rem; }
   td:first-child { display: block; font-weight: 600; } td:first-child::before { content: none; } }

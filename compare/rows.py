@@ -215,13 +215,19 @@ class Table(Mapping):
         return joined
 
     def last(self) -> Table:
-        """Return the rows of the last epoch of every (cell, seed)."""
-        if not self.rows:
-            return self
-        key = self.groups("cell", "seed")
-        latest = np.full(int(key.max()) + 1, -(2**62), dtype=np.int64)
-        np.maximum.at(latest, key, self.data["epoch"])
-        return self.take(self.data["epoch"] == latest[key])
+        """Return the rows of the last state of every (cell, seed): its last epoch, and of that the last step.
+
+        A budget in steps may end inside an epoch that was looked at already; two states of one seed are not two seeds.
+        """
+        table = self
+        for name in ("epoch", "step"):
+            if not table.rows:
+                break
+            key = table.groups("cell", "seed")
+            latest = np.full(int(key.max()) + 1, -(2**62), dtype=np.int64)
+            np.maximum.at(latest, key, table.data[name])
+            table = table.take(table.data[name] == latest[key])
+        return table
 
     def to_pandas(self) -> Any:
         """Return a pandas DataFrame; a RequestError where pandas is not installed."""

@@ -7,6 +7,7 @@ from synthetic_runs import ENVIRONMENT, hui_setting, rows_of_seed, write_trainin
 
 from compare.load import load
 from compare.rows import COLUMNS, table_of
+from compare.table import numbers
 from ufm.errors import RequestError
 from ufm.record import Run
 
@@ -209,3 +210,15 @@ def test_a_link_to_a_folder_above_ends(tmp_path):
     write_training(tmp_path, seeds=[0])
     (tmp_path / "collapse" / "loop").symlink_to(tmp_path, target_is_directory=True)
     assert len(load(tmp_path).cells) == 1
+
+
+def test_two_states_in_the_last_epoch_are_one_seed(tmp_path):
+    """A budget in steps may end inside an epoch that was measured already: the interval must not count its seeds twice."""
+    for seed in range(3):
+        rows = rows_of_seed(seed)
+        later = [{**row, "step": row["step"] + 4} for row in rows if row["epoch"] == 100]
+        folder = write_training(tmp_path, seeds=[seed], rows=[*rows, *later])
+    table = load(folder)
+    last = table.where(measure="nc1_pinv", split="train").last()
+    assert last["seed"].tolist() == [0, 1, 2] and set(last["step"]) == {804}
+    assert {row["seeds"] for row in numbers(table)} == {3}
