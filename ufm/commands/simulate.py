@@ -59,8 +59,6 @@ def simulate(system: System, flags: Mapping[str, Any]) -> int:
     device = machine.resolve_device(device)
     if system.validate:
         resolve_target(system.validate)([build(system.spec, cell) for cell in plan.cells])
-    if options["device"] == "auto":
-        say(f"device: {device}")
     from ufm.provenance import environment
 
     seed = request.seeds[0] if len(request.seeds) == 1 else None
@@ -75,6 +73,8 @@ def simulate(system: System, flags: Mapping[str, Any]) -> int:
             resume=shared.again(),
             advance=shown.advance,
         )
+    if options["device"] == "auto":  # after the work: a request that fails is answered in one line
+        say(f"device: {device}")
     return _report(plan, outcome, options)
 
 

@@ -55,6 +55,7 @@ def _row(problem: Problem, solution: Solution, known: dict[str, Prediction]) -> 
         "loss": solution.loss,
         "predicted": losses[lowest] if lowest else None,
         "lowest_known": lowest,
+        "lowest_known_loss": losses[lowest] if lowest else None,
         "structure": solution.structure,
         "structures": losses,
         "layer_ranks": list(solution.layer_ranks or ()),
