@@ -12,7 +12,7 @@ from empirical.features import Plan, classifier_weight, plan_layers
 from empirical.rows import Rows
 from empirical.store import Batches, Loss, Stored, collect, first_inputs, full_float32, network_of
 from ufm.errors import RequestError
-from ufm.measure import ClassMoments, collapse
+from ufm.measure import ClassMoments, collapse, separation
 from ufm.measure import match_counts as match_counts_of
 
 
@@ -122,11 +122,35 @@ def rows_of(
             seed=seed,
             names=names,
         )
+    rows += separation_rows(rows, plan)
     for split, stored in (("train", train), ("test", test)):
         for metric in ("loss", "error"):
             value = getattr(stored, metric)
             rows.append({"split": split, "layer": "network", "centres": "self", "metric": metric, "value": value})
     return rows
+
+
+def separation_rows(rows: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """Return rho and Pearson's r of the separation law over the hidden layers of train, D = `nc1_pinv_sum`; [] for under three.
+
+    The input and the logits are left out: the law is of what the layers do. He and Su (2023).
+    """
+    hidden = [name for name in plan.names if name not in ("input", "penultimate", "logits")] + ["penultimate"]
+    found = {r["layer"]: r["value"] for r in rows if r["metric"] == "nc1_pinv_sum" and r["split"] == "train"}
+    values = [found[name] for name in hidden if name in found]
+    if len(values) < 3 or len(values) < len(hidden):
+        return []
+    place = {"split": "train", "layer": "network", "centres": "self"}
+    if any(v is None or not v > 0 for v in values):
+        reason = "a layer has no positive nc1_pinv_sum"
+        return [{**place, "metric": f"separation_{name}", "value": None, "reason": reason} for name in ("rho", "pearson")]
+    law = separation(values)
+    pairs = (("rho", law.rho), ("pearson", law.pearson_r if law.pearson_r == law.pearson_r else None))
+    return [
+        {**place, "metric": f"separation_{name}", "value": value}
+        | ({} if value is not None else {"reason": "all layers are equal"})
+        for name, value in pairs
+    ]
 
 
 def layer_rows(

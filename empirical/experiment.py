@@ -14,7 +14,7 @@ from ufm.tables import find
 
 VERSION = 1  # of the definition: raised when the same setting would give other numbers
 # Options that came after the first runs: at these values they stay out of the setting, so that those runs keep their folders.
-ADDED = {"init_scale": 1.0}
+ADDED = {"init_scale": None}
 LOSSES = ("ce", "mse", "mse-mean", "smoothing", "focal")
 OPTIMIZERS = ("sgd", "adam", "adamw", "lbfgs")
 SCHEDULES = ("thirds", "step", "cosine", "none")
@@ -70,7 +70,9 @@ class Experiment:
     precision: str = option("float32", "arithmetic of the training", choices=("float32", "bf16"))
     compile: bool = option(False, "compile the network with torch.compile")
     deterministic: bool = option(False, "only deterministic algorithms (GPU: slower)")
-    init_scale: float = option(1.0, "factor on the initial weights", low=0.0, high=1000.0, strict=True, grid=True)
+    init_scale: float | None = option(
+        None, "factor on the initial weights (1)", kind="float", low=0.0, high=1000.0, strict=True, grid=True
+    )
 
     def resolved(self) -> Experiment:
         """Return the experiment with every default that depends on another field filled in; RequestError if they clash."""

@@ -113,7 +113,7 @@ def build_network(experiment: Experiment, train: Split, seed: int) -> nn.Module:
         bias=e.bias,
     )
     network = models.build(e.model, architecture, seed)
-    if e.init_scale != 1:
+    if e.init_scale is not None:
         models.scale_weights(network, e.init_scale)
     return network
 

@@ -57,8 +57,8 @@ FIGURES = {
     ),
     "gram": Entry(
         "compare.figures.gram:draw",
-        "cosines between class means as heat maps (simplex ETF, train, test); Gram matrices of a theory sweep beside theory's",
-        "one setting; a simplex ETF is the prediction for balanced classes and d >= K - 1",
+        "cosines between class means as heat maps (predicted, train, test); Gram matrices of a theory sweep beside theory's",
+        "one setting; predicted is the optimum at the network's own regularisation, else a simplex ETF",
         "papyan2020",
     ),
     "confusion": Entry(
@@ -75,7 +75,7 @@ FIGURES = {
     ),
     "geometry": Entry(
         "compare.figures.geometry:draw",
-        "the three most confused classes in the plane of their means: spread on train and on test, nearest-mean borders",
+        "the three most confused classes in the plane of their means: spread on train and test, test points, nearest-mean borders",
         "one setting with three or more classes; one seed",
         "hui2022",
     ),

@@ -78,6 +78,42 @@ PAPERS: dict[str, Entry] = {
         "linear layers, MSE or cross-entropy",
         "dang2023",
     ),
+    "papyan2020": Entry(
+        "papyan2020.toml",
+        "NC1 to NC4 fall through the terminal phase of training",
+        "balanced classes; batch norm; the terminal phase is reached",
+        "papyan2020",
+    ),
+    "galanti2022": Entry(
+        "galanti2022.toml",
+        "class-distance normalised variance falls with depth; on test it stops above train",
+        "balanced classes; every layer measured",
+        "galanti2022",
+    ),
+    "hesu2023": Entry(
+        "hesu2023.toml",
+        "the separation law: each layer divides the fuzziness by one factor; on test it stops at the error",
+        "balanced classes; every layer measured",
+        "hesu2023",
+    ),
+    "benshaul2022": Entry(
+        "benshaul2022.toml",
+        "nearest class centres decide in intermediate layers",
+        "balanced classes; every layer measured",
+        "benshaul2022",
+    ),
+    "rangamani2023": Entry(
+        "rangamani2023.toml",
+        "layers before the last collapse as well",
+        "balanced classes; every layer measured",
+        "rangamani2023",
+    ),
+    "grokking": Entry(
+        "grokking.toml",
+        "train is fitted first, test and collapse follow on a slower time scale",
+        "large initial weights, weight decay",
+        "sakamoto2025",
+    ),
     "general": Entry(
         "general.toml",
         "what must hold for every measured network: the test floor and the test identity",

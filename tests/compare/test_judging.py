@@ -20,7 +20,7 @@ def test_the_scale_is_the_one_whose_registered_seeds_are_there(tmp_path):
     table = load(tmp_path / "laptop")
     assert best_scale(table, one) == "laptop"
     verdicts = {v.claim.name: v.verdict for v in judge_runs(table)[0].verdicts}
-    assert verdicts["mild-decay-gap"] == "agrees" and verdicts["transfer"] == "not run"
+    assert verdicts["mild-decay-gap"] == "agrees" and verdicts["transfer-falls"] == "not run"
     write_training(tmp_path / "none", seeds=[77])
     assert best_scale(load(tmp_path / "none"), one) is None
 

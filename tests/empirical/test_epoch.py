@@ -16,6 +16,7 @@ from empirical import store
 from empirical.data.split import Split
 from empirical.epoch import _matched, measure_network
 from empirical.features import evaluating, plan_layers
+from empirical.rows import Rows
 from empirical.store import full_float32
 from empirical.tensors import measure_tensors
 from ufm.errors import RequestError, RunError

@@ -1,0 +1,141 @@
+"""Transfer: what probes still read of labels that training never saw, while the coarse task collapses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compare.figures.axes import NC1, Legend, LogAxis, draw_curve, finish, panels, time_axis, title
+from compare.figures.drawing import Drawing
+from compare.figures.series import COLUMNS, Curve, Measured, curve, excluded_note, facts, seed_counts
+from compare.figures.settings import names
+from compare.style import LOOKS, Look, Style
+from ufm.errors import RequestError
+
+SETTINGS = 2  # side by side; more do not fit a column's width
+# probe -> label and look: what meets the features as they are is solid, what does not see their scale dotted
+_PROBES = {
+    "probe_raw": ("Raw probe", LOOKS["train"]),
+    "probe_std": ("Standardised probe", Look("#7a4b94", (0, (4, 1.2)), "D")),
+    "probe_whiten": ("Whitened probe", LOOKS["test"]),
+    "probe_ridge": ("Ridge probe", LOOKS["test_self"]),
+    "probe_ncc": ("Nearest mean", LOOKS["ncc_error"]),
+    "probe_knn": ("5 neighbours", Look("#9a9a9a", (0, (1.0, 1.1)), "X", 1.5)),
+    "probe_finetune": ("Fine-tuned", LOOKS["test_weak"]),
+}
+_COLLAPSE = {
+    "train": ("NC1, coarse, train", LOOKS["train"], "nc1_pinv", "train", "self"),
+    "test": ("NC1, coarse, test", LOOKS["test"], "nc1_pinv_strong", "test", "train"),
+    "cdnv_directional": ("Directional CDNV, fine, test", LOOKS["ncc_error"], "fine_cdnv_directional", "test", "self"),
+    "rank": ("Effective rank, train", LOOKS["weights"], "rank_effective", "train", "self"),
+}
+CHANCE = "Chance"
+
+
+@dataclass(frozen=True)
+class _Setting:
+    name: str
+    probes: dict[str, Curve]
+    collapse: dict[str, Curve]
+    chance: float
+
+
+def draw(table: Mapping[str, Any], style: Style) -> Drawing:
+    """Draw the probes' test accuracy on the fine labels (top) and what the features look like (bottom) over training.
+
+    One column for each of at most two settings, such as two weight decays. Bottom: NC1 of the coarse task on train and on test,
+    the directional CDNV of the fine classes and the effective rank of the features: NC1 alone does not order transfer.
+
+    Raises:
+        RequestError: no probe was run, or the runs hold more than two settings.
+    """
+    rows = Measured.of(table)
+    probed = rows.where(split="test", layer="penultimate")
+    keep = np.array([str(m) in _PROBES for m in probed["measure"]], bool)
+    cells = list(dict.fromkeys(probed["cell"][keep].tolist()))
+    if not cells:
+        raise RequestError("the rows hold no probe; draw a run of `empirical run transfer --coarse 5,5`")
+    if len(cells) > SETTINGS:
+        raise RequestError(
+            f"the runs hold {len(cells)} settings with probes; the figure transfer draws at most {SETTINGS}: name those"
+        )
+    called = names(table, cells)
+    settings = [_setting(rows.where(cell=cell), called[cell], facts(table, cell).test, table, cell) for cell in cells]
+    with style.applied():
+        figure = _draw(style, settings)
+    out = []
+    for number, one in enumerate(settings, 1):
+        out += [row for c in one.probes.values() for row in c.rows(f"probes_{number}")]
+        out += [row for c in one.collapse.values() for row in c.rows(f"features_{number}")]
+    return Drawing(figure, COLUMNS, out, _notes(settings, style.wide) + excluded_note(table))
+
+
+def _setting(rows: Measured, name: str, samples: float, table: Mapping[str, Any], cell: str) -> _Setting:
+    last = rows.where(layer="penultimate")
+    probes = {key: curve(last.where(measure=key, split="test"), key, rate_of=samples) for key in _PROBES}
+    collapse = {
+        key: curve(last.where(measure=measure, split=split, centres=centres), key)
+        for key, (_, _, measure, split, centres) in _COLLAPSE.items()
+    }
+    known = (getattr(table, "cells", None) or {}).get(cell)
+    coarse = known.config.get("coarse") if known is not None else None
+    return _Setting(name, probes, collapse, 1 / sum(coarse) if coarse else np.nan)
+
+
+def _draw(style: Style, settings: list[_Setting]) -> Any:
+    height = 0.32 * style.width if style.wide else 0.5 * style.width
+    figure, grid = panels(style, 2, len(settings), height, sharex=True, sharey="row")
+    legend = Legend()
+    drawn = [c for one in settings for c in one.collapse.values()]
+    top = max((float(np.nanmax(c.value)) for c in drawn if c), default=1.0)
+    axis = LogAxis.over(drawn, extra=[1.5 * top])  # room for the markers of the effective rank
+    for column, one in enumerate(settings):
+        top, bottom = grid[0, column], grid[1, column]
+        _probes(top, one, legend)
+        axis.apply(bottom)
+        for key, (label, look, *_) in _COLLAPSE.items():
+            draw_curve(bottom, one.collapse[key], look, axis, legend, label)
+        every = [*one.probes.values(), *one.collapse.values()]
+        time_axis(top, every, "epoch")
+        below = time_axis(bottom, every, "epoch")
+        heading = ("Probes", "Features") if len(settings) == 1 or not style.wide else (one.name, one.name)
+        title(top, f"probes_{column + 1}", f"({'ab'[column]}) {heading[0]}")
+        title(bottom, f"features_{column + 1}", f"({'abcd'[len(settings) + column]}) {heading[1]}")
+    grid[0, 0].set_ylabel("Accuracy, fine labels")
+    grid[1, 0].set_ylabel("NC1, CDNV, rank")
+    curves = [c for one in settings for c in [*one.probes.values(), *one.collapse.values()]]
+    if any(np.isfinite(c.low).any() for c in curves):
+        legend.band(f"95 % interval, {seed_counts(curves)}")
+    finish(figure, style, legend, below)
+    return figure
+
+
+def _probes(ax: Any, one: _Setting, legend: Legend) -> None:
+    ax.set_ylim(0.0, 1.03)
+    linear = LogAxis(1e-12, 1.0, None)  # accuracies are drawn on a plain axis: nothing of it is cut
+    for key, (label, look) in _PROBES.items():
+        draw_curve(ax, one.probes[key], look, linear, legend, label)
+    if np.isfinite(one.chance):
+        look = LOOKS["optimum"]
+        ax.axhline(one.chance, color=look.color, linestyle=look.dashes, lw=look.width, zorder=1.8, gid="curve:zero", label=CHANCE)
+        legend.line(CHANCE, look)
+
+
+def _notes(settings: list[_Setting], wide: bool) -> tuple[str, ...]:
+    curves = [c for one in settings for c in one.probes.values()]
+    notes = [
+        f"Test accuracy on the fine labels; means over {seed_counts(curves)} with 95 % Student-t intervals, joined with the test "
+        "sample's.",
+        "Raw, standardised and whitened probes have a fixed budget (SGD, learning rate .1, 50 epochs, batch 128); the whitened "
+        "one does not see the scale of any direction, so what it loses is lost for every linear reader.",
+        "Bottom: "
+        + f"{NC1} of the coarse classes; the directional CDNV is the mean over pairs of fine classes; the effective rank "
+        "is the exponential of the entropy of the features' singular values.",
+        "Limits: training time grows at a fixed training set (t, then n). Epoch 0 is the untrained network.",
+    ]
+    if len(settings) > 1 and not wide:
+        notes.append("Columns: " + "; ".join(f"{letter} {one.name}" for letter, one in zip("ab", settings, strict=False)) + ".")
+    return tuple(notes)
