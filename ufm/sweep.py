@@ -22,7 +22,6 @@ from ufm.systems import Cost, System, Task
 from ufm.tables import resolve_target
 
 CELLS_PER_CHUNK = 256
-SECONDS_PER_CHUNK = 2.0  # a signal is answered at the end of a chunk, so chunks are short
 BYTES_PER_CHUNK = 2**26
 GRACE = 3.0  # seconds a running chunk may still take after a signal: a sweep ends within 5
 
@@ -108,7 +107,7 @@ def plan(
         costs.append(cost)
     index, number = shard or (0, 1)
     mine = range(index, len(costs) * len(seeds), number)
-    chunks = list(_chunks(mine, costs, len(seeds)))
+    chunks = list(_chunks(mine, costs, len(seeds), system.chunk_seconds))
     memory = max((sum(costs[i // len(seeds)].memory for i in chunk) for chunk in chunks), default=0.0)
     if memory * workers > limit:
         raise RequestError(
@@ -131,13 +130,16 @@ def plan(
     )
 
 
-def _chunks(indices: Sequence[int], costs: Sequence[Cost], seeds: int) -> Iterator[list[int]]:
-    """Cut cells into consecutive chunks by their own cost only."""
+def _chunks(indices: Sequence[int], costs: Sequence[Cost], seeds: int, longest: float) -> Iterator[list[int]]:
+    """Cut cells into consecutive chunks by their own cost only.
+
+    A signal is answered at the end of a chunk, so chunks are short: `longest` seconds, or one cell.
+    """
     chunk: list[int] = []
     seconds = memory = 0.0
     for index in indices:
         cost = costs[index // seeds]
-        full = len(chunk) == CELLS_PER_CHUNK or seconds + cost.seconds > SECONDS_PER_CHUNK
+        full = len(chunk) == CELLS_PER_CHUNK or seconds + cost.seconds > longest
         if chunk and (full or memory + cost.memory > BYTES_PER_CHUNK):
             yield chunk
             chunk, seconds, memory = [], 0.0, 0.0
