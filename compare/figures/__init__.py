@@ -75,7 +75,7 @@ FIGURES = {
     ),
     "geometry": Entry(
         "compare.figures.geometry:draw",
-        "the three most confused classes in the plane of their means: spread on train and test, test points, nearest-mean borders",
+        "the three most confused classes in the plane of their means: train and test spread, test points, nearest-mean borders",
         "one setting with three or more classes; one seed",
         "hui2022",
     ),
