@@ -18,7 +18,9 @@ from ufm.theory import deep as deep_theory
 METHODS = ("auto", "adam", "lbfgs")
 RANK_SHARE = 1e-2  # measures.md: rank_numeric counts singular values above this share of the largest
 LOSS_MATCH = 1e-4  # relative distance at which an end point counts as a structure; the next one is at least 1 % away
-BALANCE_MATCH = 1e-2  # norm balance of a settled ReLU end point (its gradient need not vanish: kinks); 1e-4 in the loss
+# A ReLU end point lies on kinks, where no gradient vanishes. It counts as settled when its norms are balanced to this and a
+# further cool stage of Adam, as long as this, lowers the loss by less than this share.
+BALANCE_MATCH, COOL_STAGE, PLATEAU = 1e-2, (0.003, 100), 3e-5
 
 
 def solve_deep(
@@ -82,6 +84,7 @@ class End:
     loss: float
     residual: float  # relative gradient
     imbalance: float  # max/min - 1 of lambda |.|^2 over layers and features
+    decrease: float  # share of the loss that one more cool stage of Adam takes off (ReLU; 0 otherwise)
 
 
 def _ends(batch: deep.Batch, x: torch.Tensor) -> list[End]:
@@ -92,6 +95,9 @@ def _ends(batch: deep.Batch, x: torch.Tensor) -> list[End]:
     roots, lambdas = batch.roots.cpu(), batch.lambdas.cpu()
     energies = torch.stack([(w**2).sum((1, 2)) for w in weights] + [(features**2).sum((1, 2))], 1) * lambdas
     imbalance = energies.amax(1) / energies.amin(1).clamp_min(1e-300) - 1
+    decrease = torch.zeros_like(loss)
+    if batch.shape.activation == "relu":
+        decrease = (loss - deep.adam(batch, x.clone(), (COOL_STAGE,))) / loss.abs()
     return [
         End(
             tuple(w[i].clone() for w in weights),
@@ -101,6 +107,7 @@ def _ends(batch: deep.Batch, x: torch.Tensor) -> list[End]:
             float(loss[i]),
             float(residual[i]),
             float(imbalance[i]),
+            float(decrease[i]),
         )
         for i in range(len(x))
     ]
@@ -113,7 +120,8 @@ def _solution(problem: Problem, end: End, *, method: str, steps: int, tol: float
         states.append(state.relu() if problem.activation == "relu" else state)
     output = end.weights[-1] @ states[-1]
     ranks = tuple(_rank(state * end.roots) for state in states)
-    settled = end.residual <= 10 * tol or (problem.activation == "relu" and end.imbalance < BALANCE_MATCH)
+    on_kinks = problem.activation == "relu" and end.imbalance < BALANCE_MATCH and end.decrease < PLATEAU
+    settled = end.residual <= 10 * tol or on_kinks
     structure, status = classify(end.loss, ranks, _known_losses(problem), settled, float(output.norm()))
     bias = end.bias - end.bias.mean() if problem.loss == "ce" else end.bias.clone()
     return Solution(

@@ -152,3 +152,10 @@ def test_norm_balance_of_a_bias_free_end_point():
 def test_refused_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message):
         solve_deep([relu_problem(3, 3).replace(**changes)])
+
+
+def test_a_run_cut_short_is_called_unconverged():
+    """Norms balance long before the loss settles, so the loss is asked too: one more cool stage must not lower it."""
+    found = solve_deep([relu_problem(3, 3)] * 4, run_seeds=range(4), steps=300)
+    assert [s.structure for s in found] == ["unconverged"] * 4
+    assert all(s.status is Status.STEP_LIMIT for s in found)
