@@ -229,7 +229,7 @@ class Run:
         x = self.cool(repeated, objective.start(torch.cat(starts)))
         end = iterate(objective, self.solver, x, self.steps, self.tol)
         x = settle(objective, end)
-        values = objective.value(x)
+        values = objective.score(x)
         # The lowest value wins; among values equal to rounding, a converged run.
         rank = torch.nan_to_num(values, nan=torch.inf).view(tries, count)
         close = rank <= rank.amin(0) + 1e-12 * rank.amin(0).abs()

@@ -195,3 +195,16 @@ def test_limits(name):
     assert found.details["dual_value"] == pytest.approx(row["verified"]["dual_value"], rel=1e-12)
     assert found.details["least_multiplier"] > 0
     assert found.loss is None and "1/log" in found.details["rate"]
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_the_listed_status_is_the_answers(name):
+    from ufm.tables import load
+    from ufm.theory import PREDICTIONS, STATUS
+    from ufm.theory.canonical import canonical
+
+    problem = canonical(as_code(ROWS[name])).problem
+    answers = {key: load(PREDICTIONS, key, "prediction")(problem) for key in PREDICTIONS}
+    told = {key: answer.status for key, answer in answers.items() if answer.applies}
+    assert told and set(STATUS) == set(PREDICTIONS)
+    assert all(status in STATUS[key] for key, status in told.items())

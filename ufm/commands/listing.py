@@ -61,22 +61,35 @@ def command(what: str | None, conventions: bool, as_json: bool, **given: Any) ->
     names = [what] if what is not None else list(TABLES)
     tables = {name: resolve_target(TABLES[name].target) for name in names}
     if as_json:
-        print_json({name: [_record(key, entry) for key, entry in table.items()] for name, table in tables.items()})
+        print_json({name: [_record(name, key, entry) for key, entry in table.items()] for name, table in tables.items()})
         return
     for name, table in tables.items():
         click.echo(f"{name} ({TABLES[name].summary})")
         for key, entry in table.items():
-            _show(key, entry)
+            _show(name, key, entry)
 
 
-def _record(key: str, entry: Entry) -> dict[str, Any]:
-    return {"name": key, "summary": entry.summary, "assumptions": entry.assumptions, "reference": entry.reference or None}
+def _status(table: str, key: str) -> list[str]:
+    """Return how far a prediction may be trusted; nothing for what is no prediction."""
+    if table != "predictions":
+        return []
+    from ufm.theory import STATUS
+
+    return list(STATUS[key])
 
 
-def _show(key: str, entry: Entry) -> None:
+def _record(table: str, key: str, entry: Entry) -> dict[str, Any]:
+    record = {"name": key, "summary": entry.summary, "assumptions": entry.assumptions, "reference": entry.reference or None}
+    status = _status(table, key)
+    return {**record, "status": status} if status else record
+
+
+def _show(table: str, key: str, entry: Entry) -> None:
     click.echo(f"  {key}")
     reference = f" [{entry.reference}]" if entry.reference else ""
-    for text in (entry.summary + reference, entry.assumptions):
+    status = _status(table, key)
+    told = f"status: {status[0]}" + "".join(f"; in part {other}" for other in status[1:]) if status else ""
+    for text in (entry.summary + reference, entry.assumptions, told):
         for line in textwrap.wrap(safe_text(text), 110):
             click.echo(f"      {line}")
 

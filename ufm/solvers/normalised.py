@@ -13,10 +13,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
+from ufm.losses.ce import CrossEntropy
 from ufm.losses.mse import MeanSquaredError
 from ufm.reduce import Reduced
 from ufm.solvers.objective import Objective
+
+COLD = 100.0  # logit scale 1/temperature above which log f is summed in logarithms: f itself leaves float64 near 1000
 
 
 class Normalised(Objective):
@@ -25,6 +29,8 @@ class Normalised(Objective):
     def __init__(self, reduced: Reduced) -> None:
         super().__init__(reduced)
         self.log = reduced.bias_penalty is None and not isinstance(reduced.loss, MeanSquaredError)
+        plain = self.log and type(reduced.loss) is CrossEntropy and reduced.targets.hard and reduced.targets.unit
+        self.cold = plain and bool((self.scale.abs().amax() > COLD).item())
 
     def norms(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """Return x.d over the parts that share a norm: (B, K, 1) or (B, 1, 1) for U, (B, 1, T) or (B, 1, 1) for V."""
@@ -46,6 +52,30 @@ class Normalised(Objective):
         penalty = 0.0 if self.bias_rate is None else 0.5 * (self.penalise(x) * x).sum(1)
         return self.data_value(self.logits(x)) + penalty
 
+    def log_columns(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return z_jt - z_tt with -inf at the own class, s_t = log sum_j exp of it, and log(w_t loss_t); no underflow."""
+        off = z - self.reduced.targets.own(z).unsqueeze(1)
+        self.reduced.targets.set_own(off, -torch.inf)
+        s = torch.logsumexp(off, 1)
+        log_loss = torch.where(s < -30, s, softplus(s).clamp_min(1e-300).log())  # log(1 + e^s) = e^s to rounding
+        return off, s, log_loss + self.reduced.weight.squeeze(1).log()
+
+    def score(self, x: Tensor) -> Tensor:
+        """Return log f at a cold temperature, where f is 0 to the machine, else f."""
+        return self.log_columns(self.logits(x))[2].logsumexp(1) if self.cold else self.value(x)
+
+    def slopes(self, z: Tensor) -> Tensor:
+        """Return d log f/d z (or d f/d z), (B, K, T), in the memory of z where that serves."""
+        if not self.cold:
+            divisor = self.divisor(z)
+            residual = self.residual(z)
+            return residual if divisor is None else residual.div_(divisor)
+        off, s, log_loss = self.log_columns(z)
+        rate = self.reduced.weight.squeeze(1).log() - softplus(s) - log_loss.logsumexp(1, keepdim=True)
+        p = off.add_(rate.unsqueeze(1)).exp_()
+        self.reduced.targets.set_own(p, p.sum(1).neg_())
+        return p
+
     def divisor(self, z: Tensor) -> Tensor | None:
         """Return what turns the gradient of f into that of log f, (B, 1, 1)."""
         return self.data_value(z).clamp_min(1e-300).view(-1, 1, 1) if self.log else None
@@ -54,10 +84,7 @@ class Normalised(Objective):
         """Return the gradient of log f (or f) with respect to the unnormalised parameters, (B, P)."""
         u, v, beta, nu, nv = self.units(x)
         z = self.shift(torch.bmm(u, v.mT).mul_(self.scale), beta)
-        divisor = self.divisor(z)
-        residual = self.residual(z)
-        if divisor is not None:
-            residual /= divisor
+        residual = self.slopes(z)
         out = self.penalise(x)  # zero but for the bias
         gu, gv, gb = self.parts(out)
         if gb is not None:
@@ -226,10 +253,7 @@ class NormalisedLine:
             rate = rate + self.shift[1]
         if self.objective.reduced.offset is not None:
             z = z + self.objective.reduced.offset
-        divisor = self.objective.divisor(z)
-        slope = (self.objective.residual(z) * rate).sum((1, 2))
-        if divisor is not None:
-            slope = slope / divisor.flatten()
+        slope = (self.objective.slopes(z) * rate).sum((1, 2))
         return slope + self.pull[0] + a * self.pull[1]
 
     def select(self, index: Tensor) -> NormalisedLine:

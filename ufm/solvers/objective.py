@@ -76,6 +76,10 @@ class Objective:
         """Return f, (B,)."""
         return self.data_value(self.logits(x)) + 0.5 * (self.penalise(x) * x).sum(1)
 
+    def score(self, x: Tensor) -> Tensor:
+        """Return what end points are ranked by, (B,): f, or log f where f is too small for it."""
+        return self.value(x)
+
     def penalise(self, x: Tensor) -> Tensor:
         """Return the gradient of the penalty, (B, P)."""
         out = self.c * x

@@ -1,5 +1,6 @@
 """Closed-form predictions: one module per family; these tables say which exist, what they assume and whom to cite."""
 
+from ufm.prediction import DERIVED, EVIDENCE, STATED
 from ufm.tables import Entry
 
 # name -> Entry of a function Problem -> Prediction, in the order in which `predict` asks them.
@@ -90,6 +91,16 @@ PREDICTIONS: dict[str, Entry] = {
         "convex loss, ridge; any counts, bias, targets, weights, logit scale and offset, d",
         "hong2023",
     ),
+}
+
+# name -> how far each closed form may be trusted; where there are two, `Prediction.status` says which holds for a problem.
+STATUS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(PREDICTIONS, (DERIVED,)),
+    "balanced_contrast": (DERIVED, EVIDENCE),  # focal loss beyond the range of its bound
+    "nonnegative_contrast": (DERIVED, EVIDENCE),
+    "unit_norm": (DERIVED, EVIDENCE),  # K <= d+1, codes above
+    "rank_limited": (EVIDENCE, DERIVED),  # zero alone is a theorem
+    "contrastive": (STATED,),
 }
 
 # name -> Entry of a function Problem -> Prediction of that structure at its own best scale, or applies=False.
