@@ -99,7 +99,8 @@ def test_init_scale_multiplies_what_is_trained_and_keeps_old_folders(changed):
     from empirical.train import set_up
 
     def network(**more):
-        return set_up(Experiment(dataset="gaussian", depth=2, width=8, **changed, **more).resolved(), 0, torch.device("cpu")).network
+        experiment = Experiment(dataset="gaussian", depth=2, width=8, **changed, **more).resolved()
+        return set_up(experiment, 0, torch.device("cpu")).network
 
     plain, large = (dict(n.named_parameters()) for n in (network(), network(init_scale=8.0)))
     for name, parameter in plain.items():
