@@ -217,6 +217,7 @@ class Scale:
     cells: dict[str, dict[str, Any]]
     seeds: tuple[int, ...]
     summary: str = ""
+    figures: tuple[str, ...] = ()  # instead of the paper's, where a scale runs only some of the studies
 
 
 @dataclass(frozen=True)
@@ -328,11 +329,12 @@ def _claim(where: str, record: Mapping[str, Any]) -> Claim:
 
 
 def _scale(where: str, name: str, record: Mapping[str, Any]) -> Scale:
-    _known(where, f"scales.{name}", record, {"cells", "seeds", "summary"})
+    _known(where, f"scales.{name}", record, {"cells", "seeds", "summary", "figures"})
     if name not in SCALES:
         raise RequestError(f"{where}: unknown scale {name!r}; {suggest(name, SCALES)}")
     cells = {key: _cell(where, f"scales.{name}.cells.{key}", cell) for key, cell in record["cells"].items()}
-    return Scale(name, cells, tuple(int(s) for s in record["seeds"]), str(record.get("summary", "")))
+    seeds, figures = tuple(int(s) for s in record["seeds"]), tuple(map(str, record.get("figures", ())))
+    return Scale(name, cells, seeds, str(record.get("summary", "")), figures)
 
 
 def _cell(where: str, what: str, record: Mapping[str, Any]) -> dict[str, Any]:
