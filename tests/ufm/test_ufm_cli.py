@@ -268,6 +268,9 @@ def test_strict_turns_results_into_failures(ufm):
     steps = (*SMALL, "--steps", "2")
     assert ufm(*steps).code == 0 and ufm(*steps, "--strict").code == 1
     assert ufm(*SMALL, "--strict").code == 0
+    # Reaching the last time is how a flow ends well, and the zero solution is a right answer.
+    assert ufm("simulate", "flow", "--t-end", "5", "--strict").code == 0
+    assert ufm(*SMALL, "--lambda-w", "1000", "--strict").code == 0
     unknown = ("predict", "single", "--classes", "4", "--counts", "5,6,7,8", "--loss", "focal")
     assert ufm(*unknown).code == 0 and ufm(*unknown, "--strict").code == 1
 

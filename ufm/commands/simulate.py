@@ -11,13 +11,14 @@ from ufm import machine
 from ufm.commands import shared
 from ufm.console import Commands, examples, plain, print_json, print_table, progress, reach, say
 from ufm.errors import RunError
+from ufm.solution import Status
 from ufm.spec import build, click_options
 from ufm.systems import SYSTEMS, System
 from ufm.tables import Entry, resolve_target
 
 SHOWN = 40  # rows of the table; the rest is in cells.jsonl
 SHARED = (shared.Chosen, shared.Working)
-GOOD = ("converged", "the zero solution is optimal here")
+GOOD = tuple(status.value for status in Status if status.ok)
 
 group = Commands(
     "simulate",
