@@ -28,7 +28,8 @@ def load(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Ta
     """Return the flat table of every run found under `paths` (roots, run folders or seed folders).
 
     Measured rows of trainings (`seed-K/metrics.jsonl`) and cells of theory sweeps (`cells*.jsonl`), each with what theory
-    predicts for it where it does (columns `predicted`, `assumption`, `reference`; see `compare.pair`).
+    predicts for it where it does (columns `predicted`, `assumption`, `reference`; see `compare.pair`). A measured row may name its
+    measure under `metric`, as `empirical` writes it, or under `measure`, as the table calls it.
 
     Raises:
         RequestError: a path does not exist, or no run is found below the paths.
@@ -108,8 +109,8 @@ class _Reader:
             self.excluded.append(Excluded(name, -1, "no seed folder and no cells: the run has not started"))
         if seeds:
             self._read_seeds(cell, seeds)
-        for sheet in sheets:
-            self._read_sweep(cell, sheet)
+        if sheets:
+            self._read_sweep(cell, sheets)
 
     def _free_name(self, folder: Path) -> str:
         """Two copies of one run (on two machines, say) stay two cells."""
@@ -160,7 +161,7 @@ class _Reader:
                 "split": [_text(r.get("split")) for r in rows],
                 "layer": [_text(r.get("layer")) for r in rows],
                 "centres": [_text(r.get("centres")) for r in rows],
-                "measure": [_text(r["metric"]) for r in rows],
+                "measure": [_text(r["metric"] if "metric" in r else r["measure"]) for r in rows],
                 "value": [_real(r["value"]) for r in rows],
                 "predicted": [float("nan")] * len(rows),
                 "flag": [_text(r.get("flag")) for r in rows],
@@ -174,18 +175,23 @@ class _Reader:
 
     # --- theory sweeps ---
 
-    def _read_sweep(self, cell: Cell, sheet: Path) -> None:
-        rows, problem = self._lines(sheet)
-        if problem:
-            self.excluded.append(Excluded(cell.name, -1, problem))
-            return
+    def _read_sweep(self, cell: Cell, sheets: Iterable[Path]) -> None:
+        found: dict[str, tuple[str, dict[str, Any]]] = {}  # all shards together, as `ufm.sweep.read_cells` joins them
+        for sheet in sheets:
+            rows, problem = self._lines(sheet)
+            if problem:
+                self.excluded.append(Excluded(cell.name, -1, problem))
+            for index, row in enumerate(rows):
+                key = str(row.get("cell", f"{sheet.stem}:{index}"))
+                # A cell that was computed again has a later row, which counts; a failed one never hides a shard's result.
+                if key not in found or not _failed(row) or _failed(found[key][1]):
+                    found[key] = sheet.name, row
         paper = papers.paper_of(cell.system, cell.config)
-        # A cell that was computed again has a later row; the last one counts.
-        for key, row in {str(row.get("cell", index)): row for index, row in enumerate(rows)}.items():
+        for key, (sheet_name, row) in found.items():
             try:
                 self._read_cell(cell, f"{cell.name}#{key}", paper, row)
             except MALFORMED as error:
-                reason = f"{sheet.name} has a line that is not a cell ({type(error).__name__}: {str(error)[:80]})"
+                reason = f"{sheet_name} has a line that is not a cell ({type(error).__name__}: {str(error)[:80]})"
                 self.excluded.append(Excluded(f"{cell.name}#{key}", -1, reason))
 
     def _read_cell(self, cell: Cell, name: str, paper: str, row: Mapping[str, Any]) -> None:
@@ -256,6 +262,10 @@ def _damage(folder: Path, file: str, data: bytes) -> str:
     except (RunError, OSError) as error:
         return str(error).replace(f"{folder}{os.sep}", "")
     return ""
+
+
+def _failed(row: Mapping[str, Any]) -> bool:
+    return str(row.get("status", "")).startswith("failed")
 
 
 def _no_constant(text: str) -> float:

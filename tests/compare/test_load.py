@@ -222,3 +222,39 @@ def test_two_states_in_the_last_epoch_are_one_seed(tmp_path):
     last = table.where(measure="nc1_pinv", split="train").last()
     assert last["seed"].tolist() == [0, 1, 2] and set(last["step"]) == {804}
     assert {row["seeds"] for row in numbers(table)} == {3}
+
+
+GOOD = {
+    "cell": "a", "seed": 0, "status": "converged", "loss": 0.5, "parameters": {}, "measures": {"nc1_pinv": 0.0},
+    "prediction": {"loss": 0.5},
+}  # fmt: skip
+LOST = {"cell": "a", "seed": 0, "status": "failed: the worker was lost", "parameters": {}}
+
+
+@pytest.mark.parametrize("first, second", [(LOST, GOOD), (GOOD, LOST)])
+def test_a_failed_cell_that_another_shard_computed_is_not_left_out(tmp_path, first, second):
+    from ufm.sweep import read_cells
+
+    for shard, row in enumerate((first, second)):
+        with Run.create(tmp_path, "single", "sweep", {"classes": 4}, shard=(shard, 2), environment=ENVIRONMENT) as run:
+            run.append(f"cells-{shard}-of-2.jsonl", [row])
+    table = load(tmp_path)
+    assert not table.excluded and table.where(measure="loss")["value"].tolist() == [0.5]
+    assert [row["status"] for row in read_cells(run.path)] == ["converged"]  # the claims read the same row
+
+
+def test_a_cell_that_failed_in_every_shard_is_left_out_once(tmp_path):
+    for shard in range(2):
+        with Run.create(tmp_path, "single", "sweep", {"classes": 4}, shard=(shard, 2), environment=ENVIRONMENT) as run:
+            run.append(f"cells-{shard}-of-2.jsonl", [LOST])
+    assert [x.reason for x in load(tmp_path).excluded] == [LOST["status"]]
+
+
+def test_a_row_may_call_its_measure_metric_or_measure(tmp_path):
+    rows = rows_of_seed(0)
+    renamed = [{("measure" if key == "metric" else key): value for key, value in row.items()} for row in rows]
+    write_training(tmp_path / "a", seeds=[0], rows=rows)
+    write_training(tmp_path / "b", seeds=[0], rows=renamed)
+    one, other = load(tmp_path / "a"), load(tmp_path / "b")
+    for name in COLUMNS:
+        np.testing.assert_array_equal(one[name], other[name])
