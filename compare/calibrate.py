@@ -19,8 +19,8 @@ import numpy as np
 from compare import last_layer, points
 from compare.last_layer import Head, Optimality
 from compare.papers import Quantity
+from compare.quantities import per_seed
 from compare.rows import Cell, Table
-from compare.verdict import per_seed
 from ufm.prediction import Prediction
 from ufm.problem import Problem
 

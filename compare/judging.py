@@ -10,7 +10,7 @@ from compare.papers import PAPERS, SCALES, Paper, paper
 from compare.rows import Table
 from compare.verdict import AGREES, DEVIATES, NOT_RUN, Verdict, judge, match_cells, summary
 
-VERDICT_COLUMNS = ("claim", "verdict", "estimate", "low", "high", "expected", "seeds", "control", "cell")
+VERDICT_COLUMNS = ("claim", "verdict", "of", "estimate", "low", "high", "expected", "seeds", "control", "cell")
 
 
 @dataclass(frozen=True)

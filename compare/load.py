@@ -28,7 +28,7 @@ def load(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Ta
     """Return the flat table of every run found under `paths` (roots, run folders or seed folders).
 
     Measured rows of trainings (`seed-K/metrics.jsonl`) and cells of theory sweeps (`cells*.jsonl`), each with what theory
-    predicts for it where it does (columns `predicted`, `assumption`, `reference`; see `compare.pair`). A measured row may name its
+    predicts for it where it does (columns `predicted`, `assumption`, `reference`; see `compare.pair`). A row may name its
     measure under `metric`, as `empirical` writes it, or under `measure`, as the table calls it.
 
     Raises:

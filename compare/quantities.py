@@ -1,0 +1,42 @@
+"""Read what a claim speaks of: a measured quantity of a training, or a field of a theory sweep's rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+from compare import points
+from compare.papers import Quantity
+from compare.rows import Table
+from compare.sweeps import Field, Sheet
+
+
+def series(table: Table | Sheet, quantity: Quantity | Field) -> dict[tuple[int, int], float]:
+    """Return (seed, epoch) -> value of a quantity in the table of one cell; "last" gives each seed's last epoch.
+
+    Of a sweep's sheet: (seed, row) -> value of a field.
+    """
+    if isinstance(quantity, Field):
+        return table.series(quantity)
+    some = table.where(measure=quantity.measure, split=quantity.split, layer=quantity.layer, centres=quantity.centres)
+    if isinstance(quantity.epoch, int):
+        some = some.where(epoch=quantity.epoch)
+    elif quantity.epoch == "last":
+        some = some.last()
+    some = some.take(~some.mask(flag="degenerate"))  # scatter of one sample per class is 0 whatever the network does
+    values = some.data["value"] * quantity.factor
+    return dict(zip(zip(some.data["seed"].tolist(), some.data["epoch"].tolist(), strict=True), values.tolist(), strict=True))
+
+
+def per_seed(table: Table, quantity: Quantity, seeds: Collection[int] | None) -> dict[int, float]:
+    """Return seed -> value of a quantity at one epoch, finite values of the registered seeds only."""
+    found = {seed: value for (seed, _), value in series(table, quantity).items()}
+    return {s: v for s, v in sorted(found.items()) if math.isfinite(v) and (seeds is None or s in seeds)}
+
+
+def sample_errors(table: Table, quantity: Quantity, values: Mapping[int, float]) -> list[float]:
+    """Return the standard error over test points of each seed's value, 0 where the run kept no single points."""
+    if isinstance(quantity, Field):
+        return [0.0] * len(values)
+    cell = next(iter(table.cells.values())) if len(table.cells) == 1 else None
+    return [points.sample_error(cell, seed, quantity, value) for seed, value in values.items()]
