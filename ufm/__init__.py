@@ -19,6 +19,7 @@ _NAMES = {
     "solve_many": "ufm.solve:solve_many",
     "predict": "ufm.predict:predict",
     "structures": "ufm.predict:structures",
+    "layer_predictions": "ufm.theory.layers:layer_predictions",
     "flow": "ufm.flows:flow",
     "measure": "ufm.measure:",
     "geometry": "ufm.geometry:",

@@ -39,6 +39,8 @@ class Prediction:
     zero: bool = False  # the zero solution is optimal
     thresholds: dict[str, float] = field(default_factory=dict)  # name -> dimensionless number; the regime changes at 1
     details: dict[str, Any] = field(default_factory=dict)  # scalars of the derivation (a, s, margin, ...)
+    weights: tuple[np.ndarray, ...] | None = None  # depth > 1: W_1 (d, d) .. W_L (K, d) that attain the loss
+    means: np.ndarray | None = None  # depth > 1: (K, d) class means of H_1 that go with them
 
 
 def not_applicable(reason: str, name: str = "none") -> Prediction:

@@ -56,6 +56,8 @@ def _zero(problem: Problem) -> Prediction:
         singular_values=np.zeros(K),
         status=DERIVED,
         zero=True,
+        weights=tuple(np.zeros((K if last else problem.dim, problem.dim)) for last in (False,) * (problem.depth - 1) + (True,)),
+        means=np.zeros((K, problem.dim)),
     )
 
 
@@ -68,6 +70,7 @@ def _linear_ce(problem: Problem) -> dict[str, Prediction]:
         if name == "zero" or ranks[name] > problem.dim:
             continue
         logits = deep_linear.ce_logits(name, K, scale)
+        weights, means = deep_linear.explicit_weights(problem, logits.T * np.sqrt(per_class))
         result[name] = Prediction(
             name=name,
             loss=loss,
@@ -79,6 +82,8 @@ def _linear_ce(problem: Problem) -> dict[str, Prediction]:
             reference="garrod2024",
             details={"scale": scale, "rank": ranks[name]},
             zero=scale == 0,
+            weights=weights,
+            means=means,
         )
     return result
 
@@ -114,5 +119,7 @@ def _relu_mse(problem: Problem) -> dict[str, Prediction]:
             reference="sukenik2023" if name == "dnc" else "sukenik2024",
             details=dict(found.details),
             unique=False,
+            weights=found.weights,
+            means=found.means.T,
         )
     return result

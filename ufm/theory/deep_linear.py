@@ -32,6 +32,30 @@ def target_matrix(problem: Problem) -> np.ndarray:
     return (np.eye(problem.classes) - np.outer(counts, np.ones(problem.classes)) / counts.sum()) @ root
 
 
+def explicit_weights(problem: Problem, output: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Return (W_1 .. W_L, class means of H_1 (K, d)): the cheapest linear layers whose output is `output`.
+
+    With output = Z diag(sqrt n) = sum_i s_i u_i v_i', mode i runs through one coordinate of every layer and pays
+    lambda_l |W_l|^2 = (P s_i^2)^(1/(L+1)) in each, which is the minimum of the penalty at that product.
+
+    Args:
+        problem: linear layers; every weight decay > 0.
+        output: (K, K), row = output, column = class, of rank <= d.
+    """
+    left, singular, right = np.linalg.svd(output)
+    singular[singular <= 1e-14 * singular[0]] = 0.0
+    kept = min(problem.classes, problem.dim)
+    energy = (product(problem) * singular[:kept] ** 2) ** (1 / (problem.depth + 1))
+    sizes = np.zeros(problem.dim)
+    sizes[:kept] = np.sqrt(energy)
+    weights = [np.diag(sizes / math.sqrt(lam)) for lam in problem.layer_lambdas[:-1]]
+    last = np.zeros((problem.classes, problem.dim))
+    last[:, :kept] = left[:, :kept] * sizes[:kept] / math.sqrt(problem.layer_lambdas[-1])
+    means = np.zeros((problem.classes, problem.dim))
+    means[:, :kept] = right[:kept].T * sizes[:kept] / math.sqrt(problem.lambda_h)
+    return (*weights, last), means / np.sqrt(problem.count_vector)[:, None]
+
+
 def predict_mse(problem: Problem) -> Prediction:
     """Predict the global optimum of the deep linear MSE model, any class counts, bias none or free, any width.
 
@@ -60,6 +84,8 @@ def predict_mse(problem: Problem) -> Prediction:
     alive = int((shrink > 0).sum())
     gram_h = (right.T * (energy / problem.lambda_h if problem.lambda_h else 0)) @ right / np.outer(roots, roots)
     distinct = len({round(float(g), 12) for g in gains}) == 1 and problem.dim < (gains > 0).sum()
+    penalised = min(*problem.layer_lambdas, problem.lambda_h) > 0
+    weights, means = explicit_weights(problem, (left * output) @ right) if penalised else (None, None)
     return Prediction(
         name="zero" if alive == 0 else ("etf" if problem.bias == "free" else "of") if problem.balanced else "gof",
         loss=loss,
@@ -75,6 +101,8 @@ def predict_mse(problem: Problem) -> Prediction:
         zero=alive == 0,
         thresholds=_class_thresholds(problem, price),
         details={"shrink": shrink.tolist(), "rank": alive, "product": price, "target_singular_values": singular.tolist()},
+        weights=weights,
+        means=means,
     )
 
 
