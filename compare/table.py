@@ -1,4 +1,7 @@
-"""Numbers as a table: mean and interval over seeds at the last epoch, beside the prediction; text, LaTeX, CSV, Markdown, JSON."""
+"""Numbers as a table: mean and interval over seeds, beside the prediction; text, LaTeX, CSV, Markdown, JSON.
+
+What is chosen (the last epoch of the classifier's input unless asked otherwise) is the same in every format.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,11 @@ from ufm.errors import RequestError
 from ufm.tables import suggest
 
 FORMATS = ("text", "latex", "csv", "markdown", "json")
-COLUMNS = ("cell", "split", "layer", "centres", "measure", "mean", "low", "high", "seeds", "average", "predicted", "assumption")
-CONVENTION_COLUMNS = ("cell", "split", "layer", "centres", "measure", "mean", "low", "high", "seeds", "definition", "used by")
+GROUP = ("cell", "split", "layer", "centres", "measure")
+_MEAN = ("mean", "low", "high", "seeds")
+COLUMNS = ("cell", "epoch", *GROUP[1:], *_MEAN, "average", "predicted", "assumption")
+CONVENTION_COLUMNS = ("cell", "epoch", *GROUP[1:], *_MEAN, "definition", "used by")
+SHOWN = ("penultimate", "network")  # layers that are shown unless others are asked for
 
 # measure: (definition, whose convention); the conversions hold for balanced classes only
 CONVENTIONS = {
@@ -37,31 +43,67 @@ CONVENTIONS = {
 }
 
 
-def numbers(table: Table, *, measures: Sequence[str] | None = None, level: float = 0.95) -> list[dict[str, Any]]:
-    """Return one row per (cell, split, layer, centres, measure) at the last epoch: mean over seeds with a Student-t interval.
+def chosen_layers(table: Table, layers: Sequence[str] | None) -> Table:
+    """Return the rows of some layers ("all": every one); None: the classifier's input and what belongs to the whole network.
+
+    Runs without a layer of that name keep all they have. RequestError for a layer that no run has.
+    """
+    known = table.levels("layer") if table.rows else []
+    if layers is None:
+        return table.where(layer=SHOWN) if SHOWN[0] in known else table
+    for name in layers:
+        if name != "all" and name not in known:
+            raise RequestError(f"--layer {safe_text(name)!r} is not in these runs; {suggest(name, ['all', *known])}")
+    return table if "all" in layers else table.where(layer=list(layers))
+
+
+def chosen_epochs(table: Table, epochs: str | Sequence[int]) -> Table:
+    """Return the rows of each seed's "last" epoch, of "all" epochs, or of the given ones; RequestError where there are none."""
+    if epochs == "last":
+        return table.last()
+    if epochs == "all":
+        return table
+    found = table.where(epoch=list(epochs))
+    missing = [epoch for epoch in epochs if not (table.data["epoch"] == epoch).any()]
+    if missing:
+        there = sorted({int(e) for e in table.data["epoch"] if e >= 0})
+        some = ", ".join(map(str, there[:12])) + (", ..." if len(there) > 12 else "")
+        raise RequestError(f"--epoch {missing[0]} was not measured; measured: {some or 'none'}")
+    return found
+
+
+def numbers(
+    table: Table, *, measures: Sequence[str] | None = None, level: float = 0.95, epochs: str | Sequence[int] = "last"
+) -> list[dict[str, Any]]:
+    """Return one row per (cell, split, layer, centres, measure): mean over seeds with a Student-t interval.
 
     Positive quantities other than shares of errors get the geometric mean and the interval of the log; the column `average`
     says which mean it is. A positive prediction is averaged as its measurement is, so that an exact identity stays exact.
+
+    Args:
+        epochs: "last" (of each seed; `epoch` is then None where they differ), "all", or numbers: one row for each.
     """
     known = table.levels("measure") if table.rows else []
     for name in measures or ():
         if name not in known:
             raise RequestError(f"measure {name!r} is not in these runs; {suggest(name, known)}")
-    last = table.last()
+    some = chosen_epochs(table, epochs)
     if measures:
-        last = last.where(measure=list(measures))
-    groups = last.groups("cell", "split", "layer", "centres", "measure")
-    columns = {name: last[name] for name in ("cell", "split", "layer", "centres", "measure", "value", "predicted", "assumption")}
+        some = some.where(measure=list(measures))
+    groups = some.groups(*GROUP) if epochs == "last" else some.groups(*GROUP, "epoch")
+    columns = {name: some[name] for name in (*GROUP, "epoch", "value", "predicted", "assumption")}
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     rows = []
     for indices in np.split(order, starts[1:]) if len(order) else []:
-        row: dict[str, Any] = {name: columns[name][indices[0]] for name in ("cell", "split", "layer", "centres", "measure")}
+        row: dict[str, Any] = {name: columns[name][indices[0]] for name in GROUP}
+        at = {int(e) for e in columns["epoch"][indices]}
+        row["epoch"] = at.pop() if len(at) == 1 and at != {-1} else None
         row |= _summary(columns["value"][indices], row["measure"], level)
         row["predicted"] = _expected(columns["predicted"][indices], columns["value"][indices], row["average"])
         row["assumption"] = columns["assumption"][indices[0]]
         rows.append(row)
-    return sorted(rows, key=lambda r: (r["cell"], r["layer"], r["measure"], r["split"], r["centres"]))
+    return sorted(rows, key=lambda r: (r["cell"], r["layer"], r["measure"], r["split"], r["centres"], r["epoch"] or 0))
 
 
 def _summary(values: np.ndarray, measure: str, level: float) -> dict[str, Any]:
@@ -89,12 +131,12 @@ def _expected(predicted: np.ndarray, values: np.ndarray, average: str) -> float:
     return statistics.mean_over_seeds(predicted.tolist(), log=log).estimate
 
 
-def conventions(table: Table) -> list[dict[str, Any]]:
+def conventions(table: Table, *, epochs: str | Sequence[int] = "last") -> list[dict[str, Any]]:
     """Return every within-class-variability measure of the runs with its definition: NC1 is many different numbers."""
     present = [name for name in CONVENTIONS if table.rows and name in table.levels("measure")]
     if not present:
         raise RequestError("these runs hold no NC1; measure a network with `empirical run` or `empirical measure`")
-    rows = numbers(table, measures=present)
+    rows = numbers(table, measures=present, epochs=epochs)
     for row in rows:
         row["definition"], row["used by"] = CONVENTIONS[row["measure"]]
     return rows

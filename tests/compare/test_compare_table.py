@@ -86,3 +86,58 @@ def test_unknown_names_get_a_suggestion():
         tables.numbers(rows_for([0.1]), measures=["nc1_pin"])
     with pytest.raises(RequestError, match="did you mean 'latex'"):
         tables.write([], ("a",), "latec")
+
+
+def test_the_classifiers_input_and_the_last_epoch_are_shown_unless_others_are_asked_for(tmp_path):
+    table = load(write_training(tmp_path, layers=("blocks.0", "penultimate")))
+    shown = tables.numbers(tables.chosen_layers(table, None))
+    assert {row["layer"] for row in shown} == {"penultimate", "network"} and {row["epoch"] for row in shown} == {100}
+    assert {row["layer"] for row in tables.numbers(tables.chosen_layers(table, ["blocks.0"]))} == {"blocks.0"}
+    every = tables.numbers(tables.chosen_layers(table, ["all"]), epochs="all")
+    assert {row["layer"] for row in every} == {"blocks.0", "penultimate", "network"}
+    assert sorted({row["epoch"] for row in every}) == [0, 1, 10, 100] and len(every) == 4 * (2 * 9 + 2)
+    first = next(r for r in every if (r["epoch"], r["layer"], r["measure"]) == (0, "penultimate", "nc1_pinv_strong"))
+    values = table.where(epoch=0, layer="penultimate", measure="nc1_pinv_strong")["value"]
+    assert first["mean"] == pytest.approx(stats.gmean(values)) and first["seeds"] == 5
+
+
+def test_a_run_without_the_usual_layer_is_shown_whole(tmp_path):
+    table = load(write_training(tmp_path, layers=("mine",)))
+    assert {row["layer"] for row in tables.numbers(tables.chosen_layers(table, None))} == {"mine", "network"}
+
+
+def test_an_unknown_layer_or_epoch_is_a_request_that_says_what_there_is(tmp_path):
+    table = load(write_training(tmp_path))
+    with pytest.raises(RequestError, match="did you mean 'penultimate'"):
+        tables.chosen_layers(table, ["penultimat"])
+    with pytest.raises(RequestError, match="--epoch 7 was not measured; measured: 0, 1, 10, 100"):
+        tables.numbers(table, epochs=[0, 7])
+
+
+def test_seeds_that_end_at_different_epochs_have_no_common_one(tmp_path):
+    write_training(tmp_path, seeds=[0], epochs=(0, 10))
+    table = load(write_training(tmp_path, seeds=[1], epochs=(0, 12)))
+    row = tables.numbers(table, measures=["nc1_pinv_strong"])[0]
+    assert row["epoch"] is None and row["seeds"] == 2
+
+
+@pytest.mark.parametrize("form", tables.FORMATS)
+def test_the_command_chooses_the_same_rows_in_every_format(tmp_path, form):
+    from click.testing import CliRunner
+
+    from compare.commands.table import command
+
+    folder = str(write_training(tmp_path, layers=("blocks.0", "penultimate")))
+    made = CliRunner().invoke(command, [folder, "--format", form])
+    whole = CliRunner().invoke(command, [folder, "--format", form, "--layer", "all", "--epoch", "0,100"])
+    assert made.exit_code == whole.exit_code == 0
+    assert made.stdout.count("nc1") * 4 == whole.stdout.count("nc1") > 0
+    assert "blocks" not in made.stdout and "blocks" in whole.stdout
+
+
+@pytest.mark.parametrize("given", ["x", "-1", "1e9", "", "1,,2"])
+def test_an_epoch_that_is_no_number_is_refused(tmp_path, given):
+    from compare.commands.table import command
+
+    with pytest.raises(RequestError, match="--epoch"):
+        command.callback((str(tmp_path),), "text", False, None, None, given, None, False)
