@@ -42,8 +42,9 @@ def load(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Ta
         found = list(find_settings(path))
         if not found:
             raise RequestError(f"{path}: no run below it (no config.json); name a folder written by `ufm` or `empirical`")
-        for folder, seed in found:
-            reader.read_setting(folder, seed)
+        with files.uncollected():
+            for folder, seed in found:
+                reader.read_setting(folder, seed)
     return pair.attach(reader.table())
 
 
@@ -178,7 +179,7 @@ class _Reader:
     def _read_sweep(self, cell: Cell, sheets: Iterable[Path]) -> None:
         found: dict[str, tuple[str, dict[str, Any]]] = {}  # all shards together, as `ufm.sweep.read_cells` joins them
         for sheet in sheets:
-            rows, problem = self._lines(sheet)
+            rows, problem = self._lines(sheet, skip="gram")  # the table has no place for them
             if problem:
                 self.excluded.append(Excluded(cell.name, -1, problem))
             for index, row in enumerate(rows):
@@ -229,7 +230,7 @@ class _Reader:
             self.warnings.append(f"{path.parent.name}/{path.name}: not readable ({type(error).__name__})")
             return {}
 
-    def _lines(self, path: Path) -> tuple[list[dict[str, Any]], str]:
+    def _lines(self, path: Path, skip: str = "") -> tuple[list[dict[str, Any]], str]:
         """Return the rows of a JSON-lines file and '' or a sentence; a torn last line is dropped with a warning."""
         try:
             data = files.read_bytes(path)
@@ -242,6 +243,8 @@ class _Reader:
         if torn:
             self.warnings.append(f"{path.parent.name}/{path.name}: a torn last line of {len(torn)} bytes was left out")
         lines = whole.split(b"\n") if whole else []
+        if skip:
+            lines = [files.without(line, skip) for line in lines]
         try:
             # One call is three times as fast as one per line.
             rows = json.loads(b"[" + b",".join(lines) + b"]", parse_constant=_no_constant)
@@ -302,11 +305,12 @@ def _real(value: Any) -> float:
 def _flat(record: Any) -> dict[str, float]:
     """Return the numbers of a (nested) record of measures: {"nc": {"nc1_pinv": .2}} -> {"nc1_pinv": .2}."""
     numbers: dict[str, float] = {}
-    for key, value in (record or {}).items() if isinstance(record, Mapping) else ():
-        if isinstance(value, Mapping):
+    for key, value in record.items() if isinstance(record, Mapping) else ():
+        if isinstance(value, (int, float)):
+            if value is not True and value is not False:
+                numbers[str(key)] = float(value)
+        elif isinstance(value, Mapping):
             numbers.update(_flat(value))
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            numbers[str(key)] = float(value)
     return numbers
 
 

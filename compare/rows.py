@@ -39,9 +39,9 @@ class Codes(NamedTuple):
     @classmethod
     def of(cls, text: Sequence[str]) -> Codes:
         """Encode a sequence of texts."""
-        known: dict[str, int] = {}
-        codes = np.fromiter((known.setdefault(t, len(known)) for t in text), dtype=np.int32, count=len(text))
-        return cls(codes, tuple(known))
+        levels = tuple(dict.fromkeys(text))
+        known = {level: i for i, level in enumerate(levels)}
+        return cls(np.fromiter(map(known.__getitem__, text), dtype=np.int32, count=len(text)), levels)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import gc
 import hashlib
 import json
 import os
@@ -14,7 +16,7 @@ import re
 import secrets
 import socket
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +101,44 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+_STRICT = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_no_twins).decode
+_CAREFUL = json.JSONDecoder(parse_constant=_constant, parse_float=_finite, object_pairs_hook=_no_twins).decode
+_SHAPE = bytes.maketrans(b"123456789E", b"000000000e")
+_LONG = b"0" * 200
+
+
 def load_json(data: bytes, where: object) -> Any:
     """Parse strict JSON; RunError naming `where` when it is not (NaN, twice the same key, too deep, not UTF-8)."""
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_constant, parse_float=_finite, object_pairs_hook=_no_twins)
+        # Only 200 digits or an exponent of three can be infinite; to ask every number takes as long as to parse it.
+        shape = data.translate(_SHAPE, b"+")
+        return (_CAREFUL if b"0e000" in shape or _LONG in shape else _STRICT)(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:160]
         raise RunError(f"{where} is not valid JSON ({reason}); restore it from a copy or remove it") from None
+
+
+def without(line: bytes, record: str) -> bytes:
+    """Return a JSON line without the record of that name, if it holds nothing but lists of numbers; else the line as it is."""
+    return _record_of_numbers(record).sub(b"", line, 1)
+
+
+@functools.lru_cache
+def _record_of_numbers(name: str) -> re.Pattern[bytes]:
+    # A quotation mark inside a text is written \", so that this can only be a key.
+    return re.compile(rb',"%s":\{(?:"\w+":\[[-+0-9eE.,]*\],?)*\}' % name.encode())
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Pause the garbage collector while much is read: parsed rows hold no cycles, and to look for them doubles the time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

@@ -147,19 +147,28 @@ class Run:
         """Return the JSON document in `file`; RunError when it is damaged."""
         return files.load_json(self._read(file), self.path / file)
 
-    def rows(self, file: str) -> list[dict[str, Any]]:
-        """Return the rows of a JSON-lines file ([] when it is not there); a torn last line is left out with a warning."""
+    def lines(self, file: str) -> list[bytes]:
+        """Return the whole lines of a file ([] when it is not there); a torn last line is left out with a warning."""
         path = self.path / files.check_name(file, "file")
         if not path.exists() and not path.is_symlink():
             return []
-        data = self._read(file)
-        whole, newline, torn = data.rpartition(b"\n")
+        whole, newline, torn = self._read(file).rpartition(b"\n")
         if torn:
             warnings.warn(
                 f"{path}: left out a last line that was not written to its end ({len(torn)} bytes)", RunWarning, stacklevel=2
             )
-        lines = whole.split(b"\n") if newline else []
-        rows = [files.load_json(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
+        return whole.split(b"\n") if newline else []
+
+    def rows(self, file: str, *, skip: str = "") -> list[dict[str, Any]]:
+        """Return the rows of a JSON-lines file ([] when it is not there); a torn last line is left out with a warning.
+
+        `skip`: a record of numbers that the caller does not need; "gram" is half of a row and half of the time.
+        """
+        path, lines = self.path / file, self.lines(file)
+        if skip:
+            lines = [files.without(line, skip) for line in lines]
+        with files.uncollected():
+            rows = [files.load_json(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict):
                 raise RunError(f"{path}, line {number}, is not a row of named values; restore the file from a copy")

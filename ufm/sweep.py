@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ufm import engine, machine
+from ufm import engine, files, machine
 from ufm.errors import RequestError, RunError
 from ufm.identity import setting_hash
 from ufm.interrupt import Interrupted, stop_on_signals
@@ -196,7 +197,7 @@ def execute(
         Run.create(root, request.system.name, request.name, request.config, shard=shard, environment=environment) as run,
     ):
         drop_partial_chunk(run, file)
-        known = _by_key(read_cells(run.path, full=False))
+        known = _by_key(read_cells(run.path, full=False, grams=True))
         keys = {i: request.key(i) for chunk in request.chunks for i in chunk}
         jobs = [job for chunk in request.chunks if (job := _job(request, chunk, keys, known, device)) is not None]
         computed = 0
@@ -286,20 +287,22 @@ def _result(request: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_cells(path: str | Path, *, full: bool = True) -> list[dict[str, Any]]:
+def read_cells(path: str | Path, *, full: bool = True, grams: bool = False) -> list[dict[str, Any]]:
     """Return the recorded cells of a run folder, all shards together, each once (whatever is later, but never a failed one).
 
     Args:
         path: the run folder.
         full: whether `parameters` also holds the options that do not vary within the run.
+        grams: whether the rows keep their `gram`, which is more than half of what there is to read and seldom asked for.
     """
     run = Run.open(path)
     rows: dict[str, dict[str, Any]] = {}
-    for sheet in sorted(run.path.glob("cells*.jsonl")):
-        for key, row in _by_key(run.rows(sheet.name)).items():
-            if _settled(row) or not _settled(rows.get(key)):  # another shard may have had more luck with it
-                rows[key] = row
-    return [_full(row, run.config) for row in rows.values()] if full else list(rows.values())
+    with files.uncollected():
+        for sheet in sorted(run.path.glob("cells*.jsonl")):
+            for key, row in _by_key(run.rows(sheet.name, skip="" if grams else "gram")).items():
+                if _settled(row) or not _settled(rows.get(key)):  # another shard may have had more luck with it
+                    rows[key] = row
+        return [_full(row, run.config) for row in rows.values()] if full else list(rows.values())
 
 
 def _by_key(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -318,13 +321,15 @@ def drop_partial_chunk(run: Run, file: str) -> None:
 
     A batch's numbers depend in their last bits on what is in the batch; a chunk computed again gives the same bytes.
     """
-    rows = run.rows(file)
-    if not rows:
-        return
-    tag = str(rows[-1].get("chunk", ""))
+    lines = run.lines(file)
+    tags = (_tag_of(line, run.path / file) for line in reversed(lines))
+    tag = next(tags, "")
+    tail = 1 + sum(1 for _ in takewhile(tag.__eq__, tags))
     size = int(tag.partition(":")[2]) if tag.partition(":")[2].isdigit() else 1
-    tail = 0
-    while tail < len(rows) and rows[-1 - tail].get("chunk") == tag:
-        tail += 1
     if size and tail % size:
-        run.truncate(file, len(rows) - tail % size)
+        run.truncate(file, len(lines) - tail % size)
+
+
+def _tag_of(line: bytes, where: Path) -> str:
+    row = files.load_json(line, f"a line near the end of {where}")
+    return str(row.get("chunk", "")) if isinstance(row, dict) else ""

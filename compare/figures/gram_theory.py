@@ -90,7 +90,7 @@ def _grams(paths: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
     found = {}
     for path in paths:
-        for row in read_cells(path, full=False):
+        for row in read_cells(path, full=False, grams=True):
             if isinstance(row.get("gram"), Mapping) and isinstance(row.get("measures"), Mapping):
                 found[f"{Path(path).name}#{row['cell']}"] = row
     return found
