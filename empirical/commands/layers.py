@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from empirical.models import HEADS, MODELS, NORMS, Architecture, build
+from empirical.models import ACTIVATIONS, HEADS, MODELS, NORMS, Architecture, build
 from ufm import spec
 from ufm.console import examples, print_json, print_table
 from ufm.spec import option
@@ -32,6 +32,7 @@ class LayersRequest:
     norm: str = option(Architecture.norm, "normalisation", choices=NORMS)
     head: str = option(Architecture.head, "classifier", choices=HEADS)
     head_depth: int = option(Architecture.head_depth, "linear maps of --head deep", low=1, high=100)
+    head_activation: str = option(Architecture.head_activation, "between the maps of --head deep", choices=ACTIVATIONS)
 
 
 @click.command("layers", epilog=EPILOG)
@@ -63,6 +64,7 @@ def layers_of(model: str, request: LayersRequest) -> list[dict[str, Any]]:
         norm=request.norm,
         head=request.head,
         head_depth=request.head_depth,
+        head_activation=request.head_activation,
     )
     network = build(model, architecture, 0)
     rows = list_layers(network, torch.zeros(2, *architecture.shape))

@@ -23,6 +23,7 @@ MODELS = {
 }
 HEADS = ("linear", "etf", "deep")
 NORMS = ("batch", "none")
+ACTIVATIONS = ("linear", "relu")  # between the maps of a deep head
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Architecture:
 
     shape: of one sample, (d,) or (channels, height, width). classes: K.
     width, depth: units and number of hidden layers (convnet: channels of the first block and number of blocks).
-    norm: "batch" or "none". head: "linear", "etf" (a fixed simplex frame) or "deep" (head_depth linear maps).
+    norm: "batch" or "none". head: "linear", "etf" (a fixed simplex frame) or "deep" (head_depth linear maps,
+    with nothing between them or, head_activation "relu", a rectifier; only the last may have a bias).
     bias: whether the classifier has one (an "etf" head never has).
     """
 
@@ -43,6 +45,7 @@ class Architecture:
     head: str = "linear"
     head_depth: int = 1
     bias: bool = True
+    head_activation: str = "linear"
 
 
 def scale_weights(network: nn.Module, factor: float) -> None:
@@ -70,4 +73,7 @@ def build(name: str, architecture: Architecture, seed: int) -> nn.Module:
         raise RequestError(
             f"--head {architecture.head} with --head-depth {architecture.head_depth}; a deep head has --head-depth > 1, others 1"
         )
+    between = architecture.head_activation
+    if between not in ACTIVATIONS or (between != "linear" and architecture.head != "deep"):
+        raise RequestError(f"--head-activation {between} with --head {architecture.head}; use linear, or relu with --head deep")
     return make(architecture, seed)

@@ -30,12 +30,14 @@ def initialise(network: nn.Module, draw: np.random.Generator) -> nn.Module:
 
 
 def heads(dim: int, architecture: Architecture, draw: np.random.Generator) -> tuple[nn.Module, nn.Linear]:
-    """Return (the linear maps before the classifier, the classifier (K, last width)) on features of dimension `dim`."""
+    """Return (the maps before the classifier, the classifier (K, last width)) on features of dimension `dim`."""
     K = architecture.classes
     if architecture.head == "etf":
         return nn.Identity(), _etf(dim, K, draw)
     if architecture.head == "deep":
-        inner = [nn.Linear(dim, dim, bias=False) for _ in range(architecture.head_depth - 1)]
+        inner: list[nn.Module] = [nn.Linear(dim, dim, bias=False) for _ in range(architecture.head_depth - 1)]
+        if architecture.head_activation == "relu":
+            inner = [nn.Sequential(linear, nn.ReLU()) for linear in inner]
         return nn.Sequential(*inner), nn.Linear(dim, K, bias=architecture.bias)
     return nn.Identity(), nn.Linear(dim, K, bias=architecture.bias)
 
