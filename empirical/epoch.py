@@ -107,8 +107,9 @@ def rows_of(
     match_counts: bool = False,
     seed: int = 0,
     names: Sequence[str] | None = None,
+    ood: Stored | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the rows of `measure_network` from stored features."""
+    """Return the rows of `measure_network` from stored features; `ood`, of samples from elsewhere, adds `nc5`."""
     rows = []
     for name in plan.names:
         head = (weight, bias) if name == "penultimate" else (None, None)
@@ -120,6 +121,7 @@ def rows_of(
             classes=plan.outputs,
             match_counts=match_counts,
             seed=seed,
+            ood=None if ood is None else ood.features[name],
             names=names,
         )
     rows += separation_rows(rows, plan)

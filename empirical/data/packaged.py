@@ -40,6 +40,26 @@ def _mnist5k_arrays() -> tuple[np.ndarray, np.ndarray]:
     return np.rint(pixels).astype(np.uint8).reshape(-1, 1, 28, 28), labels.astype(np.int64)
 
 
+def photos(request: Request) -> Source:
+    """32x32 crops of the two colour photographs that come with scikit-learn (a temple, a flower), which do not overlap.
+
+    260 crops of each: 200 to train, 60 to test. Natural images without a network, to stand outside the digits or to try a
+    network for colour images on; two photographs are no benchmark.
+    """
+    try:
+        from sklearn.datasets import load_sample_images
+    except ModuleNotFoundError:
+        raise RequestError(_missing("photos", "scikit-learn")) from None
+    side, crops, labels = 32, [], []
+    for k, image in enumerate(load_sample_images().images):
+        rows, columns = image.shape[0] // side, image.shape[1] // side
+        tiles = image[: rows * side, : columns * side].reshape(rows, side, columns, side, 3)
+        crops.append(tiles.transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side))
+        labels.append(np.full(rows * columns, k))
+    licence = "CC BY 2.0 (danielbuechele, vultilion)"
+    return _stratified(np.concatenate(crops), np.concatenate(labels), 200, request.seed, licence)
+
+
 def _missing(name: str, package: str) -> str:
     return f"data set {name!r} comes with {package}, which is not installed; pip install 'ufm[data]'"
 

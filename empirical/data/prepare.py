@@ -30,8 +30,17 @@ def prepare(
 ) -> tuple[Split, Split, dict[str, Any]]:
     """Return (train, test, info); see `empirical.data.load`."""
     _check_options(per_class, imbalance, minority, label_noise)
+    source = read_source(name, seed, dataclasses.replace(request or Request(), per_class=per_class))
+    source = _subsample(name, source, seed, per_class, imbalance, minority)
+    fine = coarse_labels(name, source.classes, coarse)
+    labels = _noisy(source.train_labels if fine is None else fine[source.train_labels], fine, source, seed, label_noise)
+    return _splits(name, source, labels, fine)
+
+
+def read_source(name: str, seed: int, request: Request | None = None) -> Source:
+    """Return the checked raw arrays of data set `name`; RequestError for missing and for bad data."""
     family, _, path = name.partition(":")
-    request = dataclasses.replace(request or Request(), seed=seed, per_class=per_class, path=path)
+    request = dataclasses.replace(request or Request(), seed=seed, path=path)
     if family == "folder":
         from empirical.data.folder import folder as read
     elif path:
@@ -41,10 +50,7 @@ def prepare(
     _check_sizes(name, request)
     source = read(request)
     check(name, source)
-    source = _subsample(name, source, seed, per_class, imbalance, minority)
-    fine = coarse_labels(name, source.classes, coarse)
-    labels = _noisy(source.train_labels if fine is None else fine[source.train_labels], fine, source, seed, label_noise)
-    return _splits(name, source, labels, fine)
+    return source
 
 
 # A size that a data set does not read would be recorded in the run, and hashed, without having any effect.

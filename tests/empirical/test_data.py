@@ -15,7 +15,7 @@ from empirical.data.source import Request, Source, check
 from empirical.data.split import Split
 from ufm.errors import RequestError
 
-OFFLINE = ["digits", "mnist5k", "mnist1d", "gaussian", "interpolation"]
+OFFLINE = ["digits", "mnist5k", "photos", "mnist1d", "gaussian", "interpolation"]
 
 
 @pytest.mark.parametrize("name", OFFLINE)
@@ -212,17 +212,16 @@ def test_split_moves_subsets_and_keeps_the_fine_labels():
 
 
 def test_public_sets_become_channels_first_images(monkeypatch):
-    """The layouts of torchvision's objects: MNIST (N, H, W) tensors, CIFAR (N, H, W, 3), SVHN (N, 3, H, W) with `labels`."""
+    """The layouts of torchvision's objects: MNIST (N, H, W) tensors with `targets`, SVHN (N, 3, H, W) with `labels`."""
     rng = np.random.default_rng(0)
-    grey, last, first = (rng.integers(0, 256, size=s, dtype=np.uint8) for s in ((20, 28, 28), (20, 32, 32, 3), (20, 3, 32, 32)))
+    grey, first = (rng.integers(0, 256, size=s, dtype=np.uint8) for s in ((20, 28, 28), (20, 3, 32, 32)))
     targets = list(range(10)) * 2
     datasets = SimpleNamespace(
         MNIST=lambda root, train, download: SimpleNamespace(data=torch.from_numpy(grey), targets=torch.tensor(targets)),
-        CIFAR10=lambda root, train, download: SimpleNamespace(data=last, targets=targets),
         SVHN=lambda root, split, download: SimpleNamespace(data=first, labels=np.array(targets)),
     )
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=datasets))
-    expected = {"mnist": grey[:, None], "cifar10": last.transpose(0, 3, 1, 2), "svhn": first}
+    expected = {"mnist": grey[:, None], "svhn": first}
     for name, images in expected.items():
         train, test, info = data.load(name, seed=0)
         assert np.array_equal(train.inputs, images) and train.labels.tolist() == targets and len(test) == 20
@@ -237,4 +236,4 @@ def test_a_torchvision_for_another_torch_is_one_line(monkeypatch):
     broken.__getattr__ = lambda name: (_ for _ in ()).throw(RuntimeError("operator torchvision::nms does not exist"))
     monkeypatch.setitem(sys.modules, "torchvision", broken)
     with pytest.raises(RequestError, match="build for your torch"):
-        data.load("cifar10", seed=0)
+        data.load("svhn", seed=0)
