@@ -60,6 +60,19 @@ def unflatten(document: Any, tensors: dict[str, Tensor]) -> Any:
     return float(document["float"])
 
 
+def pack(tree: dict[str, Any]) -> bytes:
+    """Return a tree as bytes, for another process: the length of the JSON, the JSON, the tensors."""
+    tensors: dict[str, Tensor] = {}
+    body = json.dumps(flatten(tree, tensors, "state"), allow_nan=False).encode()
+    return len(body).to_bytes(8, "little") + body + safetensors.torch.save(tensors)
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """Return the tree that `pack` made into bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return unflatten(json.loads(data[8:end]), safetensors.torch.load(data[end:]))
+
+
 # --- one pair ------------------------------------------------------------------------------------------------------
 
 

@@ -14,9 +14,10 @@ from ufm.tables import find
 
 VERSION = 1  # of the definition: raised when the same setting would give other numbers
 # Options that came after the first runs: at these values they stay out of the setting, so that those runs keep their folders.
-ADDED = {"init_scale": None}
+ADDED = {"init_scale": None, "head_activation": "linear", "augment": "none"}
 LOSSES = ("ce", "mse", "mse-mean", "smoothing", "focal")
 OPTIMIZERS = ("sgd", "adam", "adamw", "lbfgs")
+AUGMENTS = ("none", "crop-flip")
 SCHEDULES = ("thirds", "step", "cosine", "none")
 STEP_SIZES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "lbfgs": 1.0}
 SIZES = {"mlp": (128, 4), "convnet": (16, 3)}  # (width, depth) when not given
@@ -47,6 +48,7 @@ class Experiment:
     norm: str = option("batch", "normalisation", choices=("batch", "none"))
     head: str = option("linear", "classifier: linear, fixed ETF, or several linear maps", choices=("linear", "etf", "deep"))
     head_depth: int = option(1, "linear maps of a deep head, the classifier included", low=1, high=100, grid=True)
+    head_activation: str = option("linear", "between the maps of a deep head: nothing, or relu", choices=("linear", "relu"))
     bias: bool = option(True, "a bias in the classifier")
     loss: str = option("ce", "training loss (mse: sum over classes / 2)", choices=LOSSES)
     smoothing: float = option(0.1, "label smoothing of --loss smoothing", low=0.0, high=1.0, grid=True)
@@ -64,6 +66,7 @@ class Experiment:
     epochs: int | None = option(None, "passes over the train data (200 if --steps is not given)", kind="int", low=1, grid=True)
     steps: int | None = option(None, "steps, instead of --epochs", kind="int", low=1, grid=True)
     batch_size: int | None = option(None, "samples per step (128; lbfgs: all)", kind="int", low=1, grid=True)
+    augment: str = option("none", "augmentation of the training batches (never of what is measured)", choices=AUGMENTS)
     measure_at: str = option("log", "epochs measured: log, papyan, every, or a list such as 1,10,100")
     layers: str = option("last", "layers measured: last, all, or names with commas")
     match_counts: bool = option(False, "measure train on as many samples per class as test")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from empirical import train as loop
+from empirical import training as setting_up
 from empirical.experiment import LOSSES, Experiment
 from empirical.losses import objective
 from empirical.runner import Job, attempt, work
@@ -310,8 +311,8 @@ def test_other_data_than_the_checkpoints_are_refused(tmp_path, monkeypatch):
     job = Job("collapse", small(epochs=1), 0, str(tmp_path), "cpu")
     attempt(job)
     (job.path / "done").unlink()
-    real = loop.load_data
-    monkeypatch.setattr(loop, "load_data", lambda e, seed: real(e, seed + 1))
+    real = setting_up.load_data
+    monkeypatch.setattr(setting_up, "load_data", lambda e, seed: real(e, seed + 1))
     outcome = attempt(job)
     assert outcome.exit == 1 and "not those of the checkpoint" in outcome.status
 

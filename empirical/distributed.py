@@ -1,0 +1,282 @@
+"""One training on several processes that `torchrun` started: each takes its share of every batch and of every measured split.
+
+All processes hold the same network, optimiser and random states and run the same program. What differs is which samples they
+send through the network, and that the first alone writes. A step's gradient is the mean over the whole batch (shares are
+weighted by their size, none is padded), batch norm sees the whole batch, and a measured split's features are joined in their
+order; so the numbers are those of one process, up to the order of sums.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from empirical.data.split import Split
+from empirical.devices import launched, resolve_device
+from empirical.features import Plan
+from empirical.store import Loss, Stored, collect
+from ufm.errors import RequestError, RunError
+
+SPOKEN = "spoken"  # key of the store: one process has said what went wrong
+_LOST = re.compile(r"gloo|nccl|Connection (closed|reset|refused)|Broken pipe|Socket", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one training. rank: 0..size-1; device: where this one computes; store: what they share for messages."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device | None = None
+    store: Any = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def share(self, samples: int) -> tuple[int, int]:
+        """Return the first and last (exclusive) of `samples` consecutive samples that this process takes; none is padded."""
+        return samples * self.rank // self.size, samples * (self.rank + 1) // self.size
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` over the processes."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def joined(self, part: Tensor, samples: int) -> Tensor:
+        """Return the rows of all processes in order, (samples, ...), from this one's share of them."""
+        if self.size == 1:
+            return part
+        whole = torch.empty(samples, *part.shape[1:], dtype=part.dtype, device=part.device)
+        for rank in range(self.size):
+            first, last = Team(rank, self.size).share(samples)
+            rows = part.contiguous() if rank == self.rank else torch.empty_like(whole[first:last])
+            dist.broadcast(rows, rank)
+            whole[first:last] = rows
+        return whole
+
+    def sent(self, data: bytes | None) -> bytes:
+        """Return the bytes that the first process has, in all of them."""
+        if self.size == 1:
+            return data or b""
+        length = torch.tensor([len(data or b"")], device=self.device)
+        dist.broadcast(length, 0)
+        buffer = torch.empty(int(length), dtype=torch.uint8, device=self.device)
+        if self.leads and data:
+            buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        if len(buffer):
+            dist.broadcast(buffer, 0)
+        return buffer.cpu().numpy().tobytes()
+
+    def said(self, value: Any) -> Any:
+        """Return the first process's `value` (of JSON), in all of them."""
+        return value if self.size == 1 else json.loads(self.sent(json.dumps(value).encode() if self.leads else None))
+
+    def agreed(self, signum: int, save: bool) -> tuple[int, bool]:
+        """Return (a signal that any process has got, whether the first wants to save), the same in all processes."""
+        if self.size == 1:
+            return signum, save
+        flags = self.total(torch.tensor([signum, signum > 0, save and self.leads], device=self.device, dtype=torch.int64))
+        arrived, processes, wanted = flags.tolist()
+        return (arrived // processes if processes else 0), bool(wanted)
+
+
+ALONE = Team()
+_TEAM: list[Team] = []  # of this process, as torch's own process group is
+
+
+def team() -> Team:
+    """Return the processes that train together with this one."""
+    return _TEAM[0] if _TEAM else ALONE
+
+
+# --- starting and ending -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def started(device: str) -> Iterator[Team]:
+    """Join the processes that torchrun started, on `device` as asked for; without torchrun, or with one process: ALONE.
+
+    Raises: RequestError when there are fewer GPUs than processes; RunError when another process is lost.
+    """
+    launch = launched()
+    if launch is None or launch.size == 1:
+        yield ALONE
+        return
+    from torch.distributed.rendezvous import rendezvous
+
+    where = torch.device(resolve_device(device))
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    store, rank, size = next(rendezvous("env://"))
+    backend = "nccl" if where.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    found = Team(rank, size, where, store)
+    _TEAM.append(found)
+    try:
+        with _losses_said_once(found):
+            yield found
+    finally:
+        _TEAM.clear()
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _losses_said_once(team: Team) -> Iterator[None]:
+    """Turn the end of another process into one sentence, said by one of those that are left."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, (RequestError, RunError)) or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            raise
+        raise RunError("another process of this training was lost; give the same command again to go on") from None
+
+
+def check(jobs: Sequence[Any], *, workers: int, cluster: str | None, shard: str | None, size: int) -> None:
+    """Refuse what does not go together with torchrun's `size` processes."""
+    for flag, value in (("--workers", workers), ("--cluster", cluster), ("--shard", shard)):
+        if value:
+            raise RequestError(f"{flag} {value}: torchrun's {size} processes train one network together; leave {flag} out")
+    for job in jobs:
+        experiment = job.experiment
+        if experiment.optimizer == "lbfgs":
+            raise RequestError("--optimizer lbfgs does not go together with torchrun; use sgd, adam or adamw")
+        if experiment.batch_size is not None and experiment.batch_size < size:
+            raise RequestError(
+                f"--batch-size {experiment.batch_size}: torchrun's {size} processes share every batch; use {size} or more"
+            )
+
+
+class Shadow:
+    """Stands for the run folder in the processes that write nothing."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def log(self, message: str) -> None:
+        """Write nothing."""
+
+    def append(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write nothing."""
+
+    def truncate(self, file: str, keep_lines: int) -> None:
+        """Cut nothing."""
+
+    def write_tensors(self, file: str, tensors: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def rows(self, file: str) -> list[dict[str, Any]]:
+        """Return nothing."""
+        return []
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def spread(network: nn.Module, team: Team) -> tuple[nn.Module, nn.Module]:
+    """Return (the network with batch norm over all processes, the same inside DistributedDataParallel).
+
+    Torch's SyncBatchNorm is for GPUs only; on a CPU `GlobalBatchNorm` does the same.
+    """
+    if team.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return network, nn.parallel.DistributedDataParallel(network, device_ids=[team.device.index], broadcast_buffers=False)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                setattr(module, name, GlobalBatchNorm(child))
+    return network, nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+
+
+class _Total(torch.autograd.Function):
+    """The sum over processes, whose gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """Batch norm over the samples of all processes, also when a share is empty; takes over a batch norm's tensors."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.training = norm.training
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any shape (n, C, ...) will do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised samples: in training by all processes' statistics, in eval by the running ones."""
+        if not self.training:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        shape = (1, -1) + (1,) * (input.ndim - 2)
+        wide = input.float() if input.dtype.itemsize < 4 else input
+        own = wide.new_full((1,), input.numel() // input.shape[1])
+        sums = _Total.apply(torch.cat([wide.sum(axes), own]))
+        count, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
+        residual = wide - mean.view(shape)
+        variance = _Total.apply(residual.square().sum(axes)) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), share)
+        out = residual * torch.rsqrt(variance + self.eps).view(shape)
+        if self.weight is not None:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(input.dtype)
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def collect_together(network: nn.Module, plan: Plan, data: Split, *, device: torch.device, loss: Loss | None = None) -> Stored:
+    """`empirical.store.collect` on a split shared out without padding; every process gets the features of all samples."""
+    here = team()
+    if here.size == 1:
+        return collect(network, plan, data, device=device, loss=loss)
+    first, last = here.share(len(data))
+    part, failure = None, ""
+    try:
+        part = collect(network, plan, data.subset(slice(first, last)), device=device, loss=loss)
+    except RunError as error:  # of one share only, perhaps: all must hear of it
+        failure = str(error)
+    if int(here.total(torch.tensor([part is None], dtype=torch.int64, device=here.device))):
+        raise RunError(failure or "the features of another process's share are not finite: the network has diverged")
+    assert part is not None
+    size = len(data)
+    predicted = here.joined(part.predicted, size)
+    weighted = torch.tensor([part.loss * (last - first)], dtype=torch.float64, device=here.device)
+    return Stored(
+        {name: here.joined(features, size) for name, features in part.features.items()},
+        data.labels,
+        predicted,
+        float(here.total(weighted)) / size,
+        int((predicted != data.labels).sum()) / size,
+    )

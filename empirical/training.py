@@ -1,0 +1,149 @@
+"""`Training`: a training in progress, and its set-up from an experiment. Every wrong request is found while it is set up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from empirical import augment, data, models
+from empirical.data.source import Request
+from empirical.data.split import Split
+from empirical.distributed import ALONE, Team, spread, team
+from empirical.experiment import Experiment
+from empirical.losses import Loss, objective
+from empirical.optimise import optimizer_of
+from empirical.schedule import Clock, due_steps, learning_rate
+from ufm.errors import RequestError
+
+
+@dataclass
+class Training:
+    """A training in progress: what it is made of, then what changes from step to step."""
+
+    experiment: Experiment
+    seed: int
+    device: torch.device
+    train: Split
+    test: Split
+    info: dict[str, Any]
+    network: nn.Module
+    forward: Callable[[Tensor], Tensor]  # the network, compiled where that was asked for
+    objective: Loss
+    optimizer: Optimizer
+    clock: Clock
+    due: tuple[int, ...]  # steps after which the network is measured
+    team: Team = ALONE  # the processes that train it together
+    step: int = 0
+    measured: int = -1  # the step of the last measurement
+    loss_sum: float = 0.0  # over the steps since the last measurement, in training mode
+    loss_steps: int = 0
+    lines: dict[str, int] = field(default_factory=dict)  # of each file, at the last checkpoint
+    seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "measuring": 0.0, "saving": 0.0})
+    resumed_at: list[int] = field(default_factory=list)
+    draws: tuple[int, augment.Draws] | None = None  # the augmentation's, of an epoch
+
+    @property
+    def epoch(self) -> int | float:
+        """Epochs done."""
+        return self.clock.epoch_of(self.step)
+
+    @property
+    def step_size(self) -> float:
+        """The step size of the next step."""
+        e = self.experiment
+        return learning_rate(e.schedule, float(e.lr or 0), self.step, self.clock, e.step_epochs, e.step_factor)
+
+
+def load_data(experiment: Experiment, seed: int) -> tuple[Split, Split, dict[str, Any]]:
+    """Return the experiment's (train, test, info) under `seed`."""
+    e = experiment
+    request = Request(test_per_class=e.test_per_class, classes=e.classes, input_dim=e.input_dim, signal=e.signal, noise=e.noise)
+    return data.load(
+        e.dataset,
+        seed=seed,
+        per_class=e.train_per_class,
+        imbalance=e.imbalance,
+        minority=e.minority,
+        label_noise=e.label_noise,
+        coarse=e.coarse,
+        request=request,
+    )
+
+
+def clock_of(experiment: Experiment, samples: int) -> Clock:
+    """Return the clock of a training on `samples` samples."""
+    batch = min(experiment.batch_size or samples, samples)
+    if experiment.norm == "batch" and batch < 2:
+        raise RequestError(f"--batch-size {batch}: batch norm needs 2 samples or more; use --batch-size 2 or --norm none")
+    clock = Clock(samples, batch, 1)
+    return Clock(samples, batch, experiment.steps or clock.per_epoch * int(experiment.epochs or 1))
+
+
+def build_network(experiment: Experiment, train: Split, seed: int) -> nn.Module:
+    """Return the untrained network for samples like those of `train`."""
+    e = experiment
+    architecture = models.Architecture(
+        shape=tuple(train.inputs.shape[1:]),
+        classes=train.classes,
+        width=e.width or 0,
+        depth=e.depth or 0,
+        norm=e.norm,
+        head=e.head,
+        head_depth=e.head_depth,
+        bias=e.bias,
+        head_activation=e.head_activation,
+    )
+    network = models.build(e.model, architecture, seed)
+    if e.init_scale is not None:
+        models.scale_weights(network, e.init_scale)
+    return network
+
+
+def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
+    """Return the training at step 0; every wrong request is found here, before anything is written."""
+    train, test, info = load_data(experiment, seed)
+    clock = clock_of(experiment, len(train))
+    augment.check(experiment.augment, tuple(train.inputs.shape[1:]))
+    network = build_network(experiment, train, seed)
+    due = due_steps(experiment.moments, clock)
+    here = team()
+    check_shares(experiment, len(train), len(test), clock, here)
+    network = network.to(device)
+    train, test = train.to(device), test.to(device).baked()
+    if experiment.augment == "none":  # what is padded with black must still be raw
+        train = train.baked()
+    if train.inputs.ndim == 4:
+        network = network.to(memory_format=torch.channels_last)
+    network.train()
+    forward = network
+    if here.size > 1:
+        network, forward = spread(network, here)
+    return Training(
+        experiment=experiment,
+        seed=seed,
+        device=device,
+        train=train,
+        test=test,
+        info=info,
+        network=network,
+        forward=torch.compile(forward, dynamic=False) if experiment.compile else forward,
+        objective=objective(experiment.loss, experiment.smoothing, experiment.focal_gamma),
+        optimizer=optimizer_of(experiment, network),
+        clock=clock,
+        due=due,
+        team=here,
+    )
+
+
+def check_shares(experiment: Experiment, train: int, test: int, clock: Clock, here: Team) -> None:
+    """Refuse data too small to be shared by the processes of a team."""
+    if min(train, test, clock.batch) < here.size:
+        raise RequestError(
+            f"{train} train samples, {test} test samples and batches of {clock.batch} cannot be shared by torchrun's {here.size} "
+            "processes; use a smaller --nproc-per-node"
+        )
