@@ -68,7 +68,8 @@ class Session:
         alive = self.process.poll() is None
         if alive:
             os.killpg(self.process.pid, 9)
-        self.process.communicate()
+        if not self.process.stdout.closed:
+            self.process.communicate()
         return alive
 
     def end(self, seconds=1000):

@@ -297,6 +297,18 @@ def test_a_file_option_is_identified_by_its_content_and_kept(tmp_path):
     assert str(tmp_path) not in (outcome.path / "config.json").read_text() + cells_of(outcome).decode()
 
 
+def test_rows_are_read_without_their_grams_unless_asked_for(tmp_path):
+    from ufm.systems.single import SYSTEM
+
+    values = spec.resolve(SYSTEM.spec, {"classes": "3,4", "dim": 5, "loss": "ce,mse"})
+    outcome = execute(tmp_path, sweep.plan(SYSTEM, values, spec.cells(values), [0]))
+    assert all({"weights", "means"} == set(row["gram"]) for row in outcome.rows)
+    assert sweep.read_cells(outcome.path, grams=True) == outcome.rows
+    assert sweep.read_cells(outcome.path) == [{k: v for k, v in row.items() if k != "gram"} for row in outcome.rows]
+    again = execute(tmp_path, sweep.plan(SYSTEM, values, spec.cells(values), [0]))
+    assert again.computed == 0 and again.rows == outcome.rows
+
+
 @pytest.mark.torture
 def test_a_hundred_thousand_cells(tmp_path):
     request = plan(seeds=range(5), x="1:100:1000", k="0:20")
@@ -305,16 +317,37 @@ def test_a_hundred_thousand_cells(tmp_path):
 
 
 @pytest.mark.torture
+def test_a_hundred_thousand_rows_of_full_size_are_read_back(tmp_path):
+    """The rows of ten real cells under ten thousand seeds each: 430 MB, of which the Grams are more than half."""
+    import compare
+    from ufm.systems.single import SYSTEM
+
+    values = spec.resolve(SYSTEM.spec, {"lambda_w": "1e-6:1e-2:5log", "loss": "ce,mse"})
+    small = execute(tmp_path / "small", sweep.plan(SYSTEM, values, spec.cells(values), [0]))
+    lines = [json.loads(line) for line in cells_of(small).splitlines()]
+    with Run.create(tmp_path / "large", "single", "large", Run.open(small.path).config, environment=ENV) as run:
+        for seed in range(10_000):
+            run.append("cells.jsonl", [{**line, "cell": f"{seed}-{line['cell']}", "seed": seed} for line in lines])
+        run.finish({"status": "done"})
+    rows = sweep.read_cells(run.path)
+    assert len(rows) == 100_000 and [row["loss"] for row in rows[-10:]] == [row["loss"] for row in lines]
+    table = compare.load(run.path)
+    losses = table.where(measure="loss")
+    assert len(table.cells) == losses.rows == 100_000 and not table.excluded
+    assert sorted(set(losses["value"])) == sorted(row["loss"] for row in lines)
+
+
+@pytest.mark.torture
 def test_a_tenth_of_the_workers_killed(tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()
     request = plan(seeds=range(10), x="1:100:1000", mode="kill", marks=str(marks), deaths=1, weight=0.01)
-    rng = np.random.default_rng(0)
-    for x in spec.resolve(toy.Toy, {"x": "1:100:1000"})["x"]:
+    deadly = {(int(i) // 10, int(i) % 10) for i in np.random.default_rng(0).choice(10_000, size=4, replace=False)}
+    for index, x in enumerate(spec.resolve(toy.Toy, {"x": "1:100:1000"})["x"]):
         for seed in range(10):
-            if rng.random() > 0.001:
+            if (index, seed) not in deadly:
                 (marks / f"{x}-1-{seed}-0").touch()
-    outcome = execute(tmp_path, request, workers=8)
+    outcome = execute(tmp_path, request, workers=32)
     assert outcome.statuses == {"converged": 10_000}
     keys = [json.loads(line)["cell"] for line in cells_of(outcome).splitlines()]
     assert len(keys) == len(set(keys)) == 10_000

@@ -91,15 +91,21 @@ def test_a_killed_shard_is_started_again(tmp_path):
 
 def shards_with_kills(tmp_path, request, number, kills, cells):
     """Start every shard at once, kill some after a pause and start those again: each cell is recorded once."""
-    sessions = {i: Session({**request, "shard": [i, number]}, tmp_path / f"log-{i}") for i in range(number)}
-    for i, pause in sorted(kills.items(), key=lambda item: item[1]):
-        sessions[i].wait_for_work()
-        with pytest.raises(subprocess.TimeoutExpired):
-            sessions[i].process.wait(pause)
-        assert sessions[i].kill()
-        sessions[i] = Session({**request, "shard": [i, number]}, tmp_path / f"log-{i}")
-    for session in sessions.values():
-        session.end()
+    sessions = {}
+    try:
+        for i in range(number):
+            sessions[i] = Session({**request, "shard": [i, number]}, tmp_path / f"log-{i}")
+        for i, pause in kills.items():
+            sessions[i].wait_for_work()
+            with pytest.raises(subprocess.TimeoutExpired):
+                sessions[i].process.wait(pause)
+            assert sessions[i].kill()
+            sessions[i] = Session({**request, "shard": [i, number]}, tmp_path / f"log-{i}")
+        for session in sessions.values():
+            session.end()
+    finally:
+        for session in sessions.values():
+            session.kill()
     (path,) = (tmp_path / "runs").glob("*/*")
     keys = [json.loads(line)["cell"] for file in path.glob("cells-*.jsonl") for line in file.read_bytes().splitlines()]
     assert len(keys) == len(set(keys)) == cells == len(sweep.read_cells(path))
@@ -117,7 +123,7 @@ def shards_with_kills(tmp_path, request, number, kills, cells):
 @pytest.mark.torture
 def test_ten_thousand_certified_cells_survive_five_kills(tmp_path):
     """K = 10, d = 64, n = 100: 1250 lambda_w x 2 imbalances x 4 losses; every convex cell is certified."""
-    pauses = np.random.default_rng(4).uniform(0.1, 12.0, size=5).tolist()
+    pauses = np.random.default_rng(4).uniform(0.1, 3.0, size=5).tolist()
     kill_and_resume(tmp_path, GRID, pauses, [1, 2, 1, 2, 1, 2])
     rows = sweep.read_cells(cells_file(tmp_path / "killed").parent)
     assert len(rows) == 10_000 and {row["status"] for row in rows} == {"converged"}
@@ -146,5 +152,5 @@ def test_six_hundred_kills(tmp_path):
 def test_thirty_two_processes_on_ten_thousand_cells_with_a_tenth_of_them_killed(tmp_path):
     request = {**TOY, "root": str(tmp_path / "runs"), "values": {**TOY["values"], "x": "20:1019:1000", "k": "0:10"}}
     rng = np.random.default_rng(6)
-    kills = {int(i): float(rng.uniform(0.0, 3.0)) for i in rng.choice(32, size=4, replace=False)}
+    kills = {int(i): float(rng.uniform(0.0, 0.5)) for i in rng.choice(32, size=4, replace=False)}
     shards_with_kills(tmp_path, request, 32, kills, 10_000)

@@ -106,10 +106,22 @@ def check(spec: Single) -> Cost:
         raise RequestError(f"--tol {spec.tol:g} is out of range; give a relative gradient below 1 such as 1e-10")
     if spec.targets is None and spec.classes < 2:
         raise RequestError(f"--classes {spec.classes} is out of range; it must be >= 2, for example 10")
+    if spec.targets is not None:
+        _check_rows(spec)
     cost = _cost(spec)
     if cost.memory < 2**40:  # the tuples of a larger problem are themselves too much to build
         problem_of(spec, _rows_of(spec))
     return cost
+
+
+def _check_rows(spec: Single) -> None:
+    from ufm.systems.targets import check_targets
+
+    check_targets(spec.targets, spec.classes, spec.loss)
+    if spec.class_weights is not None and spec.loss == "mse":
+        raise RequestError("--class-weights have no meaning for --loss mse with --targets; put the weights into --counts")
+    if spec.classes < 2 and spec.loss != "mse":
+        raise RequestError(f"--loss {spec.loss} needs --classes of 2 or more; use --loss mse for one output")
 
 
 def _rows_of(spec: Single) -> tuple[tuple[float, ...], ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ufm.files import digest
 from ufm.spec import FileValue
 
 KINDS = (".json", ".csv", ".npy", ".safetensors")
+SUM = 1e-6  # how far a row of soft labels may be from 1: what float32 leaves of it
+HARD = ("focal", "supcon")  # defined for hard labels only
 
 
 @functools.lru_cache(maxsize=8)
@@ -36,6 +39,34 @@ def read_targets(file: FileValue) -> tuple[tuple[float, ...], ...]:
     if not rows or len({len(row) for row in rows}) != 1 or not rows[0]:
         raise RequestError(f"--targets {path}: rows of different lengths or none; give T rows of K numbers")
     return rows
+
+
+@functools.lru_cache(maxsize=64)
+def check_targets(file: FileValue, classes: int, loss: str) -> None:
+    """Raise RequestError for rows that are no targets of `loss` with K = `classes` outputs.
+
+    Cross-entropy takes soft labels (>= 0, sum 1) and multi-label rows (0 and 1, sum = number of labels); squared error any rows.
+    """
+    rows, name = read_targets(file), f"--targets {file.path}"
+    if loss in HARD:
+        raise RequestError(f"{name}: --loss {loss} takes hard labels; leave --targets out or use --loss ce")
+    if len(rows[0]) != classes:
+        raise RequestError(f"{name} has {len(rows[0])} columns and --classes is {classes}; use --classes {len(rows[0])}")
+    for number, row in enumerate(rows, 1):
+        where = f"{name}, row {number}"
+        odd = next((value for value in row if not math.isfinite(value)), None)
+        if odd is not None:
+            raise RequestError(f"{where}: {odd} is no target; give finite numbers")
+        if loss == "mse":
+            continue
+        least, total = min(row), math.fsum(row)
+        if least < 0:
+            raise RequestError(f"{where}: {least:g} is negative; --loss {loss} needs probabilities, --loss mse takes any numbers")
+        if abs(total - 1) > SUM and not (total >= 1 and set(row) <= {0.0, 1.0}):
+            raise RequestError(
+                f"{where} sums to {total:.9g}; with --loss {loss} a row sums to 1 (soft labels) or holds only 0 and 1, "
+                "at least one of them 1 (several labels)"
+            )
 
 
 def _parse(data: bytes, suffix: str) -> Any:
