@@ -7,10 +7,15 @@ from typing import Any
 import torch
 
 from empirical.cost import Cost, cost_of
-from empirical.epoch import measure_network
+from empirical.data import outside
+from empirical.data.split import Split
+from empirical.distributed import collect_together
+from empirical.epoch import rows_of
 from empirical.experiment import Experiment
-from empirical.features import Plan, plan_layers
-from empirical.tensors import measure_tensors
+from empirical.features import Plan, classifier_weight, plan_layers
+from empirical.head import Head, find_head, head_arrays, head_rows
+from empirical.store import Stored, collect
+from empirical.tensors import tensors_of
 from empirical.train import Report, Training, build_network, clock_of, load_data, run_training
 from ufm.interrupt import Stop
 from ufm.record import Run
@@ -18,11 +23,13 @@ from ufm.record import Run
 
 def check(experiment: Experiment, seed: int) -> Cost:
     """Return what the training will cost; RequestError for anything that cannot be done, before anything is written."""
-    data, test, _ = load_data(experiment, seed)
+    data, test, info = load_data(experiment, seed)
     clock = clock_of(experiment, len(data))
     cost = cost_of(experiment, tuple(data.inputs.shape[1:]), data.classes, len(test), clock)
     network = build_network(experiment, data, seed)
     plan_layers(network, data.batch(slice(0, 2))[0], layers_of(experiment), None)
+    if experiment.ood is not None:
+        outside(experiment.ood, info, seed=seed)
     return cost
 
 
@@ -36,31 +43,53 @@ class Look:
 
     def __init__(self) -> None:
         self.plan: Plan | None = None
+        self.outside: Split | None = None  # of --ood
+        self.head: Head | None = None  # of --head deep
 
     def of(self, training: Training) -> Plan:
         """Return the layers to measure."""
         if self.plan is None:
-            example = training.train.batch(slice(0, 2))[0]
-            self.plan = plan_layers(training.network, example, layers_of(training.experiment), None)
+            example, experiment = training.train.batch(slice(0, 2))[0], training.experiment
+            self.plan = plan_layers(training.network, example, layers_of(experiment), None)
+            if experiment.head == "deep":
+                self.head = find_head(training.network, example, self.plan.classifier, experiment.head_depth)
         return self.plan
 
     def rows(self, training: Training) -> list[dict[str, Any]]:
         """Return every measure of the network as it is now."""
-        return measure_network(
-            training.network,
-            training.train,
-            training.test,
-            layers=self.of(training),
-            device=training.device,
-            match_counts=training.experiment.match_counts,
-            seed=training.seed,
-            loss=training.objective,
-        )
+        return self.rows_of(training, *self.stored(training))
+
+    def stored(self, training: Training) -> tuple[Stored, Stored]:
+        """Return what one pass over train and one over test keep."""
+        plan, network = self.of(training), training.network
+        same = {"device": training.device, "loss": training.objective}
+        return collect_together(network, plan, training.train, **same), collect_together(network, plan, training.test, **same)
+
+    def rows_of(self, training: Training, train: Stored, test: Stored) -> list[dict[str, Any]]:
+        """Return every measure, from stored features."""
+        plan, network, experiment = self.of(training), training.network, training.experiment
+        classifier = classifier_weight(network, plan)
+        matched = {"match_counts": experiment.match_counts, "seed": training.seed}
+        rows = rows_of(train, test, plan, *classifier, **matched, ood=self.ood(training))
+        if self.head is not None:
+            rows += head_rows(self.head, network, plan, train, loss=training.objective, decay=experiment.weight_decay)
+        return rows
+
+    def ood(self, training: Training) -> Stored | None:
+        """Return the features of the out-of-distribution samples, which the run's result then names, or None."""
+        name = training.experiment.ood
+        if name is None:
+            return None
+        if self.outside is None:
+            samples, training.info["ood"] = outside(name, training.info, seed=training.seed)
+            self.outside = samples.to(training.device)
+        return collect(training.network, self.of(training), self.outside, device=training.device)
 
     def tensors(self, training: Training) -> dict[str, Any]:
         """Return what `tensors.safetensors` keeps of the trained network."""
-        plan = self.of(training)
-        return measure_tensors(training.network, training.train, training.test, layers=plan, device=training.device)
+        plan, network = self.of(training), training.network
+        arrays = tensors_of(*self.stored(training), plan, *classifier_weight(network, plan))
+        return arrays if self.head is None else arrays | head_arrays(self.head, network)
 
 
 def train(

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from empirical.data import DATASETS
-from empirical.models import MODELS
+from empirical.models import TIMM, check_name
 from ufm.errors import RequestError
 from ufm.spec import option
 from ufm.tables import find
 
 VERSION = 1  # of the definition: raised when the same setting would give other numbers
 # Options that came after the first runs: at these values they stay out of the setting, so that those runs keep their folders.
-ADDED = {"init_scale": None, "head_activation": "linear", "augment": "none"}
+ADDED = {"init_scale": None, "ood": None, "head_activation": "linear", "augment": "none"}
 LOSSES = ("ce", "mse", "mse-mean", "smoothing", "focal")
 OPTIMIZERS = ("sgd", "adam", "adamw", "lbfgs")
 AUGMENTS = ("none", "crop-flip")
@@ -70,6 +70,7 @@ class Experiment:
     measure_at: str = option("log", "epochs measured: log, papyan, every, or a list such as 1,10,100")
     layers: str = option("last", "layers measured: last, all, or names with commas")
     match_counts: bool = option(False, "measure train on as many samples per class as test")
+    ood: str | None = option(None, "out-of-distribution set for NC5: a data set, folder:PATH or noise", kind="str")
     precision: str = option("float32", "arithmetic of the training", choices=("float32", "bf16"))
     compile: bool = option(False, "compile the network with torch.compile")
     deterministic: bool = option(False, "only deterministic algorithms (GPU: slower)")
@@ -79,7 +80,7 @@ class Experiment:
 
     def resolved(self) -> Experiment:
         """Return the experiment with every default that depends on another field filled in; RequestError if they clash."""
-        find(MODELS, self.model, "model")
+        check_name(self.model)
         if not self.dataset.startswith("folder:"):
             find(DATASETS, self.dataset, "data set")
         if self.epochs is not None and self.steps is not None:
@@ -116,7 +117,7 @@ class Experiment:
     @property
     def name(self) -> str:
         """Name of the run folder: data set and model."""
-        return f"{self.dataset.partition(':')[0]}-{self.model}"
+        return f"{self.dataset.partition(':')[0]}-{self.model.removeprefix(TIMM)}"
 
 
 def from_setting(spec: type, setting: dict[str, Any]) -> Any:

@@ -12,8 +12,7 @@ import torch
 from empirical import collapse
 from empirical.cost import Cost
 from empirical.data.split import Split
-from empirical.epoch import rows_of
-from empirical.features import Plan, classifier_weight
+from empirical.features import Plan
 from empirical.probe import finetune, probe_features
 from empirical.schedule import measuring_steps
 from empirical.store import Stored, collect, full_float32
@@ -55,12 +54,8 @@ class Look:
         """Return every row of the network as it is now."""
         experiment: Any = training.experiment
         plan = self.coarse.of(training)
-        stored = [
-            collect(training.network, plan, data, device=training.device, loss=training.objective)
-            for data in (training.train, training.test)
-        ]
-        head = classifier_weight(training.network, plan)
-        rows = rows_of(*stored, plan, *head, match_counts=experiment.match_counts, seed=training.seed)
+        stored = list(self.coarse.stored(training))
+        rows = self.coarse.rows_of(training, *stored)
         if self.probed is None:
             self.probed = frozenset(measuring_steps(experiment.probe_at, training.clock, "--probe-at"))
         if training.step in self.probed:

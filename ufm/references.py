@@ -145,6 +145,13 @@ REFERENCES: dict[str, dict[str, str]] = {
         "year": "2023",
         "eprint": "2309.09725",
     },
+    "huang2017": {
+        "title": "Densely Connected Convolutional Networks",
+        "author": "Gao Huang and Zhuang Liu and Laurens van der Maaten and Kilian Q. Weinberger",
+        "year": "2017",
+        "eprint": "1608.06993",
+        "venue": "IEEE Conference on Computer Vision and Pattern Recognition",
+    },
     "hui2022": {
         "title": "Limitations of Neural Collapse for Understanding Generalization in Deep Learning",
         "author": "Like Hui and Mikhail Belkin and Preetum Nakkiran",
@@ -284,6 +291,13 @@ REFERENCES: dict[str, dict[str, str]] = {
         "author": "Tom Tirer and Joan Bruna",
         "year": "2022",
         "eprint": "2202.08087",
+        "venue": "International Conference on Machine Learning",
+    },
+    "touvron2021": {
+        "title": "Training data-efficient image transformers & distillation through attention",
+        "author": "Hugo Touvron and Matthieu Cord and Matthijs Douze and Francisco Massa and others",
+        "year": "2021",
+        "eprint": "2012.12877",
         "venue": "International Conference on Machine Learning",
     },
     "wang2024": {

@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from empirical.models import ACTIVATIONS, HEADS, MODELS, NORMS, Architecture, build
+from empirical.models import ACTIVATIONS, HEADS, MODELS, NORMS, Architecture, build, check_name
 from ufm import spec
 from ufm.console import examples, print_json, print_table
 from ufm.spec import option
-from ufm.tables import find
 
 EPILOG = examples(
     ("empirical layers mlp --shape 64 --depth 4", "3 s"),
@@ -41,7 +40,7 @@ class LayersRequest:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def layers(model: str, as_json: bool, **flags: Any) -> None:
     """List the layers of MODEL that can be measured, with their pooling; `all` marks those of --layers all."""
-    find(MODELS, model, "model")
+    check_name(model)
     (cell,) = spec.cells(spec.resolve(LayersRequest, flags))
     rows = layers_of(model, spec.build(LayersRequest, cell))
     if as_json:

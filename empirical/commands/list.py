@@ -25,7 +25,8 @@ def list_command(as_json: bool) -> int:
         "presets": [{"name": name, "summary": about["summary"], "cost": about["cost"]} for name, about in described.items()],
         "data sets": [{"name": name, "summary": entry.summary} for name, entry in DATASETS.items()]
         + [{"name": "folder:PATH", "summary": "train.npz and test.npz, or train/CLASS/*.png and test/CLASS/*.png"}],
-        "models": [{"name": name, "summary": entry.summary} for name, entry in MODELS.items()],
+        "models": [{"name": name, "summary": entry.summary} for name, entry in MODELS.items()]
+        + [{"name": "timm:NAME", "summary": "a classifier of timm (extra timm) that ends in one linear layer"}],
         "options": [
             {"name": "--loss", "summary": ", ".join(LOSSES)},
             {"name": "--optimizer", "summary": ", ".join(OPTIMIZERS)},

@@ -155,7 +155,7 @@ def test_list_names_everything_without_torch():
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert [row["name"] for row in document["studies"]] == list(STUDIES)
-    assert {row["name"] for row in document["models"]} == set(MODELS)
+    assert {row["name"] for row in document["models"]} == {*MODELS, "timm:NAME"}
 
 
 def test_help_shows_every_command_and_every_study_two_examples(empirical):
@@ -170,7 +170,7 @@ def test_data_commands(empirical, tmp_path, monkeypatch):
     monkeypatch.setenv("UFM_DATA", str(tmp_path / "none"))
     code, out, _ = empirical("data", "list", "--json")
     states = {row["name"]: row["state"] for row in json.loads(out)}
-    assert code == 0 and states["digits"] == "present" and states["cifar10"] == "missing or bad"
+    assert code == 0 and states["digits"] == "present" and states["cifar10"] == "not here"
     assert empirical("data", "check", "gaussian")[0] == 0
     assert empirical("data", "check", "cifar10")[0] == 1
     assert empirical("data", "fetch", "digits")[0] == 2
