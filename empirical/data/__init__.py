@@ -71,11 +71,11 @@ def outside(name: str, info: Mapping[str, Any], *, seed: int) -> tuple[Split, di
     """Return (samples, their info) of an out-of-distribution set in the form of the data that `load` described by `info`.
 
     Args:
-        name: a data set whose test part is taken, or "noise"; see `empirical.data.outside`.
+        name: a data set whose test part is taken, or "noise"; see `empirical.data.ood`.
         info: of the training's data: the samples get its shape and its normalisation.
         seed: root seed; the streams "sample" and "noise" choose the samples.
     """
-    from empirical.data.outside import outside as load_outside
+    from empirical.data.ood import outside as load_outside
 
     return load_outside(name, info, seed=seed)
 

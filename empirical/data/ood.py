@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from empirical.data import DATASETS
 from empirical.data.prepare import digest, read_source
 from empirical.data.split import Split
 from ufm.errors import RequestError
 from ufm.seeds import stream
+from ufm.tables import suggest
 
 NOISE = "noise"
 POINTS = 2000  # samples taken, evenly spaced: their mean is all that NC5 asks for, and a look should stay cheap
@@ -33,6 +35,8 @@ def outside(name: str, info: Mapping[str, Any], *, seed: int) -> tuple[Split, di
     shape = tuple(info["shape"])
     if name == info["name"]:
         raise RequestError(f"--ood {name} is the training's own data; name another data set, or noise")
+    if name not in DATASETS and name != NOISE and not name.startswith("folder:"):
+        raise RequestError(f"--ood {name!r} is not known; {suggest(name, [*DATASETS, NOISE])}")
     if name == NOISE:
         inputs = torch.from_numpy(stream(seed, "noise").standard_normal((POINTS, *shape)).astype(np.float32))
         licence, own, normalisation = "none needed: generated", shape, None
