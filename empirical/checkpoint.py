@@ -138,6 +138,17 @@ def newest(run: Run) -> tuple[int, dict[str, Any] | None]:
     return 0, None
 
 
+def every(run: Run) -> list[tuple[int, dict[str, Any]]]:
+    """Return (number, tree) of all good pairs, oldest first; a bad one is left out with a warning."""
+    good = []
+    for number in numbers(run):
+        try:
+            good.append((number, load(run, number)))
+        except RunError as error:
+            warnings.warn(f"{error}: left out", RunWarning, stacklevel=2)
+    return good
+
+
 # --- random generators ---------------------------------------------------------------------------------------------
 
 

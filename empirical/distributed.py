@@ -8,12 +8,16 @@ order; so the numbers are those of one process, up to the order of sums.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import signal
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -22,12 +26,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from empirical.data.split import Split
-from empirical.devices import launched, resolve_device
+from empirical.devices import launched
 from empirical.features import Plan
 from empirical.store import Loss, Stored, collect
+from ufm.console import explain, safe_text
 from ufm.errors import RequestError, RunError
 
-SPOKEN = "spoken"  # key of the store: one process has said what went wrong
+SPOKEN = "spoken"  # key of the store: how many processes had something to say of an error
+PATIENCE = 1.0  # seconds that the process where an error arose has to say so, before the others speak of its end
 _LOST = re.compile(r"gloo|nccl|Connection (closed|reset|refused)|Broken pipe|Socket", re.IGNORECASE)
 
 
@@ -108,9 +114,9 @@ def team() -> Team:
 
 @contextmanager
 def started(device: str) -> Iterator[Team]:
-    """Join the processes that torchrun started, on `device` as asked for; without torchrun, or with one process: ALONE.
+    """Join the processes that torchrun started, on `device` as resolved; without torchrun, or with one process: ALONE.
 
-    Raises: RequestError when there are fewer GPUs than processes; RunError when another process is lost.
+    An error of any of them ends all, in one line and with exit status 1 (2 for a wrong request).
     """
     launch = launched()
     if launch is None or launch.size == 1:
@@ -118,7 +124,7 @@ def started(device: str) -> Iterator[Team]:
         return
     from torch.distributed.rendezvous import rendezvous
 
-    where = torch.device(resolve_device(device))
+    where = torch.device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     store, rank, size = next(rendezvous("env://"))
@@ -127,27 +133,30 @@ def started(device: str) -> Iterator[Team]:
     found = Team(rank, size, where, store)
     _TEAM.append(found)
     try:
-        with _losses_said_once(found):
-            yield found
+        yield found
+    except Exception as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends those that are left: not before one has spoken
+        _speak(found, error)
     finally:
         _TEAM.clear()
-        dist.destroy_process_group()
+    dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
-@contextmanager
-def _losses_said_once(team: Team) -> Iterator[None]:
-    """Turn the end of another process into one sentence, said by one of those that are left."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, (RequestError, RunError)) or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
-            raise
-        raise RunError("another process of this training was lost; give the same command again to go on") from None
+def _speak(team: Team, error: Exception) -> NoReturn:
+    """Say what went wrong once, whichever process it befell; the end of another process is only said when nothing else is."""
+    lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None)
+    if lost and not isinstance(error, (RequestError, RunError)):
+        time.sleep(PATIENCE)
+        error = RunError("another process of this training was lost; give the same command again to go on from its checkpoint")
+    code, message = explain(error)
+    if team.store.add(SPOKEN, 1) == 1:
+        print(f"error: {safe_text(message)}", file=sys.__stderr__, flush=True)
+    raise SystemExit(code)
 
 
-def check(jobs: Sequence[Any], *, workers: int, cluster: str | None, shard: str | None, size: int) -> None:
-    """Refuse what does not go together with torchrun's `size` processes."""
-    for flag, value in (("--workers", workers), ("--cluster", cluster), ("--shard", shard)):
+def check(jobs: Sequence[Any], size: int, flags: Mapping[str, Any]) -> None:
+    """Refuse what does not go together with torchrun's `size` processes: any of `flags` that is set, and some settings."""
+    for flag, value in flags.items():
         if value:
             raise RequestError(f"{flag} {value}: torchrun's {size} processes train one network together; leave {flag} out")
     for job in jobs:
@@ -193,12 +202,19 @@ def spread(network: nn.Module, team: Team) -> tuple[nn.Module, nn.Module]:
     """
     if team.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        return network, nn.parallel.DistributedDataParallel(network, device_ids=[team.device.index], broadcast_buffers=False)
+        return network, _parallel(network, [team.device.index])
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 setattr(module, name, GlobalBatchNorm(child))
-    return network, nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+    return network, _parallel(network, None)
+
+
+def _parallel(network: nn.Module, devices: list[int | None] | None) -> nn.Module:
+    """Gradients are summed as they are made; the running statistics are the same everywhere and need no copying."""
+    wrapper = nn.parallel.DistributedDataParallel
+    newer = "forward_sync_buffers" in inspect.signature(wrapper).parameters  # the newer name of the option, torch 2.12
+    return wrapper(network, device_ids=devices, **{"forward_sync_buffers" if newer else "broadcast_buffers": False})
 
 
 class _Total(torch.autograd.Function):

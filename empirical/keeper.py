@@ -29,8 +29,12 @@ class Keeper:
 
     def restore(self) -> None:
         """Go back to the newest good checkpoint; rows written after it are cut off."""
-        training = self.training
         tree = self._newest()
+        self.take_up(self.number, tree)
+
+    def take_up(self, number: int, tree: dict[str, Any] | None) -> None:
+        """Go back to the checkpoint `number` with this tree, or (None) to the start."""
+        training, self.number = self.training, number
         if tree is not None:
             put_state(training, tree)
             self.lines = dict(tree["lines"])

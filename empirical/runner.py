@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Outcome:
 def work(job: Job, stop: Stop | None = None, report: Callable[[Any], None] | None = None) -> Outcome:
     """Do one job, or take up what an earlier process left of it."""
     if (job.path / "done").is_file():
-        return _outcome(job, Run.open(job.path).read_json("result.json"), skipped=True)
+        return finished_before(job)
     import torch
 
     from ufm.provenance import environment
@@ -80,11 +80,23 @@ def work(job: Job, stop: Stop | None = None, report: Callable[[Any], None] | Non
     ) as run:
         if run.done:  # another process finished it meanwhile
             return _outcome(job, run.read_json("result.json"), skipped=True)
-        train = study(job.study).function("train")
-        result = train(job.experiment, run, device=torch.device(job.device), threads=job.threads, stop=stop, report=report)
+        result = train(job, run, stop, report)
         run.log(result["status"])
         run.finish(result)
     return _outcome(job, result)
+
+
+def train(job: Job, run: Any, stop: Stop | None, report: Callable[[Any], None] | None) -> dict[str, Any]:
+    """Return the result of the job's training, into `run` (or, in a process of a team that writes nothing, its shadow)."""
+    import torch
+
+    function = study(job.study).function("train")
+    return function(job.experiment, run, device=torch.device(job.device), threads=job.threads, stop=stop, report=report)
+
+
+def finished_before(job: Job) -> Outcome:
+    """Return the outcome of a job that was done before."""
+    return _outcome(job, Run.open(job.path).read_json("result.json"), skipped=True)
 
 
 def _outcome(job: Job, result: dict[str, Any], skipped: bool = False) -> Outcome:
@@ -102,6 +114,69 @@ def attempt(job: Job, stop: Stop | None = None, report: Callable[[Any], None] | 
         return Outcome(str(job.path), job.seed, f"failed: {message}", code)
 
 
+def work_stacked(jobs: Sequence[Job], stop: Stop | None, report: Callable[[Any], None] | None) -> list[Outcome]:
+    """Do jobs of one setting in one program (`empirical.stacked`); raises its Apart where they do not go together."""
+    import torch
+
+    from empirical.stacked import run_stack
+    from ufm.provenance import environment
+
+    first = jobs[0]
+    torch.set_num_threads(first.threads)
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(
+                Run.create(
+                    job.root,
+                    job.study,
+                    job.experiment.name,
+                    job.experiment.setting(),
+                    seed=job.seed,
+                    environment=environment(job.device, seed=job.seed) | {"stacked": len(jobs)},
+                )
+            )
+            for job in jobs
+        ]
+        look, device = study(first.study).function("look"), torch.device(first.device)
+        results = run_stack(first.experiment, runs, look, device=device, threads=first.threads, stop=stop, report=report)
+        for run, result in zip(runs, results, strict=True):
+            run.log(result["status"])
+            run.finish(result)
+    return [_outcome(job, result) for job, result in zip(jobs, results, strict=True)]
+
+
+def attempt_stacked(jobs: Sequence[Job], stop: Stop | None, report: Callable[[Any], None] | None) -> list[Outcome]:
+    """Do jobs of one setting together; one by one where that is not possible. Whatever goes wrong is their outcome."""
+    from empirical.stacked import Apart
+
+    try:
+        return work_stacked(jobs, stop, report)
+    except Apart:
+        say("note: these seeds differ in size or in how far they are; they are trained one by one")
+        return [attempt(job, stop, report) for job in jobs if not stop]
+    except Interrupted as stopped:
+        return [Outcome(str(job.path), job.seed, INTERRUPTED, 128 + stopped.signum) for job in jobs]
+    except (RequestError, RunError, OSError, MemoryError) as error:
+        code, message = explain(error)
+        return [Outcome(str(job.path), job.seed, f"failed: {message}", code) for job in jobs]
+
+
+def stacks(jobs: Sequence[Job], together: Callable[[Any], bool]) -> list[list[Job]]:
+    """Cut jobs into what is trained in one program: unfinished seeds of a setting for which `together(setting)` is true."""
+    from empirical.stacked import LARGEST
+
+    groups: list[list[Job]] = []
+    for job in jobs:
+        alone = (job.path / "done").is_file() or not together(job.experiment)
+        last = groups[-1] if groups else []
+        fits = last and last[0].experiment == job.experiment and len(last) < LARGEST and not (last[0].path / "done").is_file()
+        if alone or not fits:
+            groups.append([job])
+        else:
+            last.append(job)
+    return groups
+
+
 # --- all of them ---------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +188,7 @@ def run_jobs(
     cluster: str | None = None,
     progress: Callable[[Job], Callable[[Any], None]] | None = None,
     finished: Callable[[Outcome], None] | None = None,
+    together: Callable[[Any], bool] | None = None,
 ) -> list[Outcome]:
     """Return one outcome per job, in the jobs' order.
 
@@ -123,6 +199,7 @@ def run_jobs(
         cluster: address of a running dask scheduler, instead of processes here.
         progress: makes the progress display of one job (in this process only).
         finished: told of every outcome as it comes.
+        together: whether the seeds of a setting are trained in one program, in this process; None: none are.
 
     Raises: Interrupted after a signal, when everything is saved.
     """
@@ -135,8 +212,12 @@ def run_jobs(
 
     with stop_on_signals() as stop:
         if workers == 1 and not cluster:
-            for job in jobs:
-                keep(job, attempt(job, stop, progress(job) if progress else None))
+            for group in stacks(jobs, together) if together else [[job] for job in jobs]:
+                report = progress(group[0]) if progress else None
+                several = len(group) > 1
+                ended = attempt_stacked(group, stop, report) if several else [attempt(group[0], stop, report)]
+                for job, outcome in zip(group, ended, strict=False):
+                    keep(job, outcome)
                 if stop:
                     break
         else:
@@ -144,6 +225,38 @@ def run_jobs(
         if stop and (len(outcomes) < len(jobs) or any(o.status == INTERRUPTED for o in outcomes.values())):
             raise Interrupted(stop.signum, resume)
     return [outcomes[job] for job in jobs]
+
+
+def run_together(
+    jobs: Sequence[Job],
+    team: Any,
+    *,
+    resume: str,
+    progress: Callable[[Job], Callable[[Any], None]],
+    finished: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Train the jobs one after the other, each by all processes of an `empirical.distributed.Team`; arguments as `run_jobs`.
+
+    An error of one process ends all of them: they would not be at the same job any more. Raises: Interrupted after a signal to
+    any of them, when everything is saved.
+    """
+    from empirical.distributed import Shadow
+
+    outcomes = []
+    with stop_on_signals() as stop:
+        for job in jobs:
+            try:
+                if team.said((job.path / "done").is_file()):
+                    outcome = finished_before(job) if team.leads else Outcome(str(job.path), job.seed, "", 0, skipped=True)
+                elif team.leads:
+                    outcome = work(job, stop, progress(job))
+                else:
+                    outcome = _outcome(job, train(job, Shadow(job.seed), stop, None))
+            except Interrupted as stopped:
+                raise Interrupted(stopped.signum, resume) from None
+            outcomes.append(outcome)
+            finished(outcome)
+    return outcomes
 
 
 def _in_processes(

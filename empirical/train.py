@@ -71,7 +71,7 @@ def run_training(
 
     A loss that is not finite ends the training within one step, with the status "diverged: ...": a result, not an error.
     """
-    with numerics(experiment, threads), _memory_errors(experiment):
+    with numerics(experiment, threads), memory_errors(experiment):
         training = set_up(experiment, int(run.seed or 0), device)
         keeper = Keeper(run, training)
         keeper.restore()
@@ -193,7 +193,7 @@ def finish(training: Training, run: Run, status: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _memory_errors(experiment: Experiment) -> Iterator[None]:
+def memory_errors(experiment: Experiment) -> Iterator[None]:
     """Turn every way of running out of memory into one sentence with the remedy."""
     remedy = f"use a smaller --batch-size (now {experiment.batch_size or 'all'}), --width or data set"
     try:

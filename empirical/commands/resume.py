@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from empirical.commands.run import train_together
 from empirical.commands.shown import Progress, print_outcomes
 from empirical.experiment import from_setting
 from empirical.runner import Job, run_jobs
@@ -41,14 +42,22 @@ def resume(runs: tuple[str, ...], device: str | None, workers: int, as_json: boo
         jobs |= dict.fromkeys(these)
     assert chosen is not None
     missing = [job for job in jobs if not (job.path / "done").is_file()]
-    from empirical.devices import processes
+    from empirical.devices import launched, processes
 
+    again = f"empirical resume {' '.join(map(shlex.quote, runs))}"
+    launch = launched()
+    if launch is not None and launch.size > 1:
+        from empirical import distributed
+
+        distributed.check(list(jobs), launch.size, {"--workers": workers})
+        with distributed.started(next((job.device for job in jobs), "cpu")) as team:
+            return train_together(chosen, list(jobs), team, again, (), as_json)
     number = processes(workers, next((job.device for job in missing), "cpu"), len(missing))
     with Progress(len(jobs), number) as progress:
         outcomes = run_jobs(
             list(jobs),
             workers=number,
-            resume=f"empirical resume {' '.join(map(shlex.quote, runs))}",
+            resume=again,
             progress=progress.of_job,
             finished=progress.finished,
         )
@@ -83,9 +92,12 @@ def jobs_of(path: Path, device: str | None) -> tuple[Study, list[Job]]:
 
 def _job(chosen: Study, setting: object, seed: int, root: Path, device: str | None) -> Job:
     """Use the device and the number of threads a training began with, for the same bits."""
-    from empirical.devices import resolve_device
+    from empirical.devices import launched, resolve_device
 
     job = Job(chosen.name, setting, seed, str(root), "cpu")
     recorded = Run.open(job.path).environment if (job.path / "env.json").is_file() else {}
-    where = resolve_device(device or recorded.get("device") or "auto")
+    begun = recorded.get("device") or "auto"
+    if launched() is not None:  # the GPU's number was that of another process
+        begun = begun.partition(":")[0]
+    where = resolve_device(device or begun)
     return Job(chosen.name, setting, seed, str(root), where, int(recorded.get("threads") or 1))

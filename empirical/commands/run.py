@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import click
 
 from empirical import presets
 from empirical.commands.shown import Progress, print_outcomes
-from empirical.runner import Job, run_jobs
+from empirical.runner import Job, run_jobs, run_together
 from empirical.studies import STUDIES, Study, study
 from empirical.sweep import write_sweep
 from ufm.console import examples, print_json, say
@@ -31,6 +31,9 @@ class Execution:
     device: str = option("auto", "auto, cpu, cuda or cuda:N", setting=False)
     workers: int = option(0, "processes (0: one per core on a CPU, 1 on a GPU)", low=0, high=1024, setting=False)
     threads: int = option(1, "CPU threads of each process", low=1, high=1024, setting=False)
+    stack: str = option(
+        "auto", "train all seeds of a small network in one program (auto: on a GPU)", choices=("auto", "on", "off"), setting=False
+    )
     cluster: str | None = option(None, "address of a running dask scheduler", kind="str", setting=False)
     shard: str | None = option(None, "I/N: only the trainings i with i mod N = I", kind="str", setting=False)
 
@@ -190,15 +193,17 @@ class Request:
 
     def execute(self, as_json: bool) -> int:
         """Train what is missing; print and return the exit status."""
-        from empirical.devices import processes, resolve_device
+        from empirical.devices import launched, processes, resolve_device
 
+        launch = launched()
+        if launch is not None and launch.size > 1:
+            return self.execute_together(launch, as_json)
         device = resolve_device(self.execution.device)
         jobs = self.jobs(device)
         missing = [job for job in jobs if not (job.path / "done").is_file()]
-        if missing:
-            self.check()
+        together = self.stacking(device, self.check() if missing else [])
         target = write_sweep(self.execution.out, self.study.name, self.settings, self.seeds)
-        workers = processes(self.execution.workers, device, len(missing))
+        workers = 1 if together and self.execution.stack == "on" else processes(self.execution.workers, device, len(missing))
         # A shard goes on by its own command: finished seeds are skipped, begun ones taken up.
         again = ["empirical", *sys.argv[1:]] if self.execution.shard else ["empirical", "resume", str(target)]
         with Progress(len(jobs), workers) as progress:
@@ -209,11 +214,65 @@ class Request:
                 cluster=self.execution.cluster,
                 progress=progress.of_job,
                 finished=progress.finished,
+                together=together,
             )
         code = print_outcomes(self.study, outcomes, self.varied, [job.experiment for job in jobs], as_json)
         if not as_json:
             say(f"written to {target}; see 'compare plot nc {shlex.quote(str(target))} -o nc.pdf'")
         return code
+
+    def stacking(self, device: str, costs: Sequence[Any]) -> Callable[[Any], bool] | None:
+        """Return which settings' seeds are trained in one program; RequestError where --stack on cannot be."""
+        e = self.execution
+        if e.stack == "off" or not costs or (e.stack == "auto" and (not device.startswith("cuda") or e.workers > 1 or e.cluster)):
+            return None
+        from empirical.stacked import SMALL, refusal
+
+        if e.stack == "on":
+            if e.workers > 1 or e.cluster:
+                flag = f"--workers {e.workers}" if e.workers > 1 else f"--cluster {e.cluster}"
+                raise RequestError(f"{flag}: --stack on trains all seeds in one process; leave one of them out")
+            if not self.study.look:
+                raise RequestError(f"--stack on: the study {self.study.name} cannot train seeds in one program; leave it out")
+            for reason in map(refusal, self.settings):
+                if reason is not None:
+                    raise RequestError(f"{reason}; leave --stack on out")
+            return lambda setting: True
+        small = {s for s, cost in zip(self.settings, costs, strict=True) if cost.parameters <= SMALL and refusal(s) is None}
+        return small.__contains__ if self.study.look else None
+
+    def execute_together(self, launch: Any, as_json: bool) -> int:
+        """Train what is missing, each network by all processes that torchrun started; the first writes and prints."""
+        from empirical import distributed
+        from empirical.devices import resolve_device
+
+        e = self.execution
+        device = resolve_device(e.device)
+        jobs = self.jobs(device)
+        asked = {
+            "--workers": e.workers,
+            "--cluster": e.cluster,
+            "--shard": e.shard,
+            "--stack": e.stack if e.stack == "on" else None,
+        }
+        distributed.check(jobs, launch.size, asked)
+        self.check()
+        with distributed.started(device) as team:
+            target = None
+            if team.leads:
+                target = write_sweep(e.out, self.study.name, self.settings, self.seeds)
+            code = train_together(self.study, jobs, team, f"empirical resume {shlex.quote(str(target))}", self.varied, as_json)
+        return code
+
+
+def train_together(study: Study, jobs: Sequence[Job], team: Any, resume: str, varied: Sequence[str], as_json: bool) -> int:
+    """Train the jobs by all processes of a team; the first prints the outcomes; return the exit status."""
+    resume = f"torchrun --nproc-per-node {team.size} -m {resume}"
+    with Progress(len(jobs), 1) as progress:
+        outcomes = run_together(jobs, team, resume=resume, progress=progress.of_job, finished=progress.finished)
+    if not team.leads:
+        return max((outcome.exit for outcome in outcomes), default=0)
+    return print_outcomes(study, outcomes, varied, [job.experiment for job in jobs], as_json)
 
 
 def read_shard(text: str) -> tuple[int, int]:

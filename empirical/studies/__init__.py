@@ -21,6 +21,7 @@ class Study:
     spec: a dataclass of options, `Experiment` or a subclass.
     check: (experiment, seed) -> Cost; every wrong request is found here, before anything is written.
     train: (experiment, run, *, device, threads, stop, report) -> the run's result.
+    look: "module:class" of what measures one training (`rows`, `tensors`), where seeds can be trained in one program; else "".
     columns: of the result's final values, for the printed table: heading -> ("split/layer/centres/metric", factor).
     examples: two pairs (command line, how long it takes), for `--help`.
     """
@@ -32,9 +33,10 @@ class Study:
     train: str
     columns: dict[str, tuple[str, float]]
     examples: tuple[tuple[str, str], tuple[str, str]]
+    look: str = ""
 
     def function(self, which: str) -> Callable[..., Any]:
-        """Import and return `check` or `train`."""
+        """Import and return `check`, `train` or `look`."""
         return load({which: Entry(getattr(self, which), "")}, which, "function")
 
 

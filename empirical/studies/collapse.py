@@ -11,6 +11,7 @@ STUDY = Study(
     spec=Experiment,
     check="empirical.collapse:check",
     train="empirical.collapse:train",
+    look="empirical.collapse:Look",
     columns={
         "train NC1": ("train/penultimate/self/nc1_pinv", 1.0),
         "test NC1": ("test/penultimate/train/nc1_pinv_strong", 1.0),

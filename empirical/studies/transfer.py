@@ -51,6 +51,7 @@ STUDY = Study(
     spec=Transfer,
     check="empirical.transfer:check",
     train="empirical.transfer:train",
+    look="empirical.transfer:Look",
     columns={
         "train NC1": ("train/penultimate/self/nc1_pinv", 1.0),
         "raw probe": ("test/penultimate/self/probe_raw", 1.0),
