@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from compare import calibrate, pair, points
 from compare.page import escape, html_table, plural_seeds
 from compare.pictures import MOST_CELLS
 from compare.rows import Cell, Table
 from ufm.console import format_number
+
+EXACT = 1e-6  # relative: what float32 features leave of a theorem, as in compare/papers/general.toml
 
 
 def test_panel(table: Table) -> str:
@@ -27,7 +31,44 @@ def test_panel(table: Table) -> str:
         "them follows from the test error; values are means over seeds at the last epoch, NC1 about the train means "
         "(Tr(S_W S_B^+)/K)."
     )
-    return f"<h2>The test panel: bounds and lines</h2>\n<p>{escape(intro)}</p>\n" + "\n".join(parts)
+    held = "\n".join(f"<p>{escape(line)}</p>" for line in held_everywhere(table))
+    return f"<h2>The test panel: bounds and lines</h2>\n<p>{escape(intro)}</p>\n{held}\n" + "\n".join(parts)
+
+
+def held_everywhere(table: Table) -> list[str]:
+    """Return what became of the identity and of the floor at every measured point: each seed, state and layer.
+
+    strong = weak + between + cross always; NC1_test >= err_B/2 where the train means have rank K-1, that is where
+    between = 2 err. Both are theorems, so that a point outside is a fault of the measuring.
+    """
+    terms = ("nc1_pinv_weak", "nc1_pinv_between", "nc1_pinv_cross")
+    joined = table.where(split="test", centres="train").points("nc1_pinv_strong", *terms, "ncc_error", "ncc_error_between")
+    strong, parts = joined["nc1_pinv_strong"], np.stack([joined[name] for name in terms])
+    size = np.fmax(np.abs(parts).max(0, initial=0.0), np.abs(strong))
+    residual = np.abs(strong - parts.sum(0)) / np.where(size > 0, size, 1.0)
+    known = np.isfinite(residual)
+    if not known.any():
+        return []
+    bad = int((residual[known] > EXACT).sum())
+    lines = [
+        f"NC1_test = weak + between + cross at {_all_or(int(known.sum()), bad)} measured points, every layer and state counted: "
+        f"largest relative residual {format_number(residual[known].max())}."
+    ]
+    error, floor = joined["ncc_error"], joined["ncc_error_between"] / 2
+    with np.errstate(invalid="ignore"):
+        full = known & (floor > 0) & np.isclose(joined["nc1_pinv_between"], 2 * error, rtol=1e-4, atol=1e-9)
+    if full.any():
+        share = strong[full] / floor[full]
+        below = int((share < 1 - EXACT).sum())
+        lines.append(
+            f"NC1_test >= err_B/2 at {_all_or(int(full.sum()), below)} of them with an error and train means of rank K-1: "
+            f"at least {format_number(share.min())} times the floor."
+        )
+    return lines
+
+
+def _all_or(number: int, bad: int) -> str:
+    return f"all {number}" if not bad else f"{number - bad} of {number}"
 
 
 def _test_rows(part: Table, cell: Cell) -> list[tuple[str, str, str, str]]:

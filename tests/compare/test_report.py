@@ -140,3 +140,22 @@ def test_origin_merges_what_is_equal_and_lists_what_differs(tmp_path):
 def test_a_report_is_html(tmp_path):
     with pytest.raises(RequestError, match=r"end the name in \.html"):
         report.write(tmp_path / "r.pdf", load(write_training(tmp_path)), [], [])
+
+
+def test_the_page_says_whether_identity_and_floor_hold_at_every_layer_and_state(tmp_path):
+    """Four states, two layers; then one weak part is moved, and one error is put above twice its NC1."""
+    rows = rows_of_seed(0, layers=("blocks.0", "penultimate"))
+    table = load(write_training(tmp_path / "good", seeds=[0], rows=rows))
+    text = Page(page_of(table)).text
+    assert "NC1_test = weak + between + cross at all 8 measured points, every layer and state counted" in text
+    points = table.where(layer=["blocks.0", "penultimate"]).points("nc1_pinv_strong", "ncc_error_between")
+    smallest = (2 * points["nc1_pinv_strong"] / points["ncc_error_between"]).min()
+    found = re.search(r"NC1_test >= err_B/2 at all 8 of them .*: at least ([\d.]+) times the floor", text)
+    assert float(found[1]) == pytest.approx(smallest, rel=1e-3)
+    weak = next(row for row in rows if row["metric"] == "nc1_pinv_weak" and row["layer"] == "blocks.0")
+    weak["value"] *= 1.01
+    floor = next(row for row in rows if row["metric"] == "ncc_error_between" and row["epoch"] == 100)
+    strong = next(r for r in rows if r["metric"] == "nc1_pinv_strong" and r["epoch"] == 100 and r["layer"] == floor["layer"])
+    floor["value"] = 2.1 * strong["value"]
+    text = Page(page_of(load(write_training(tmp_path / "bad", seeds=[0], rows=rows)))).text
+    assert "at 7 of 8 measured points" in text and "NC1_test >= err_B/2 at 7 of 8 of them" in text
