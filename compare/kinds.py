@@ -39,11 +39,13 @@ def _equivalence(table: Table, claim: Claim, seeds: Collection[int] | None) -> V
     return _of_mean(claim, verdict, reason, mean, p, values)
 
 
-def _ratio(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verdict:
+def _ratio(table: Table, claim: Claim, seeds: Collection[int] | None, under: Table | None = None) -> Verdict:
+    """`under`: the rows of the cell that `over` is read from, where that is another one."""
     top = per_seed(table, claim.value, seeds)
     if not isinstance(claim.over, float):
-        bottom = per_seed(table, claim.over, seeds)
-        bottom_errors = dict(zip(bottom, sample_errors(table, claim.over, bottom), strict=True))
+        below = table if under is None else under
+        bottom = per_seed(below, claim.over, seeds)
+        bottom_errors = dict(zip(bottom, sample_errors(below, claim.over, bottom), strict=True))
     else:
         bottom, bottom_errors = dict.fromkeys(top, claim.over), dict.fromkeys(top, 0.0)
     top_errors = dict(zip(top, sample_errors(table, claim.value, top), strict=True))

@@ -13,7 +13,8 @@ from ufm.errors import RequestError
 from ufm.tables import find
 
 # one picture per training; every other shows all runs
-PER_SETTING = ("trajectory", "nc", "layers", "gram", "spectrum", "confusion", "geometry")
+PER_SETTING = ("trajectory", "nc", "layers", "gram", "calibration", "spectrum", "confusion", "geometry")
+HEADS = ("layers", "spectrum")  # of trainings with deep heads: all of them in one picture
 MOST_CELLS = 6  # a page with more settings is no longer read; the rest is listed as not shown
 
 
@@ -46,12 +47,16 @@ def draw_all(
     """
     from compare.figures import FIGURES, draw, save
     from compare.figures.drawing import render
+    from compare.figures.heads import deep_cells
     from compare.style import Style
 
     style = Style.of(width)
     cells = [name for name, cell in table.cells.items() if "#" not in name and cell.seeds]
-    drawn = [(figure, cell) for cell in cells[:MOST_CELLS] for figure in figures if figure in PER_SETTING]
-    drawn += [(figure, "") for figure in figures if figure not in PER_SETTING and table.cells]
+    deep = deep_cells(table)
+    joint = HEADS if len(deep) > 1 else ()
+    each = [(figure, cell) for cell in cells[:MOST_CELLS] for figure in figures if figure in PER_SETTING]
+    drawn = [(figure, cell) for figure, cell in each if figure not in joint or cell not in deep]
+    drawn += [(figure, "") for figure in figures if (figure not in PER_SETTING or figure in joint) and table.cells]
     pictures, missing = [], []
     for figure, cell in drawn:
         entry = find(FIGURES, figure, "figure")

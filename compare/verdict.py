@@ -12,7 +12,7 @@ import numpy as np
 from compare import nulls, points, statistics, sweeps
 from compare.kinds import KINDS
 from compare.outcome import AGREES, DEVIATES, NOT_RUN, UNDECIDED, VERDICTS, Verdict, expected, summary
-from compare.papers import Claim, Paper
+from compare.papers import Claim, Paper, Quantity
 from compare.quantities import per_seed
 from compare.rows import Table
 from compare.sweeps import Field, Sheet
@@ -48,7 +48,7 @@ def judge_claim(
         others: the paper's cell name -> rows, for a null or a control that is measured in another cell.
     """
     others = others or {}
-    made = dataclasses.replace(KINDS[claim.kind](table, claim, seeds), cell=cell)
+    made = dataclasses.replace(_judged(table, claim, seeds, others), cell=cell)
     missing = sorted(set(seeds or ()) - set(made.seeds)) if made.verdict != NOT_RUN else []
     if missing:  # a mean over the seeds that went well may be a mean over the lucky ones
         made = dataclasses.replace(made, reason=f"{made.reason}; without the registered seeds {', '.join(map(str, missing))}")
@@ -59,12 +59,19 @@ def judge_claim(
     if claim.contradicted:
         made = dataclasses.replace(made, reason=f"{made.reason}; the claim is contradicted by {claim.contradicted}")
     there = _elsewhere(table, claim.control, others)
-    control = dataclasses.replace(KINDS[claim.kind](there, claim.controlled(), seeds), cell=cell)
+    control = dataclasses.replace(_judged(there, claim.controlled(), seeds, others), cell=cell)
     made = dataclasses.replace(made, control=control)
     if made.verdict == AGREES and control.verdict != DEVIATES:
         reason = f"{made.reason}; but its negative control ({claim.control_text}) does not deviate: {control.reason}"
         return dataclasses.replace(made, verdict=UNDECIDED, reason=reason)
     return made
+
+
+def _judged(table: Table, claim: Claim, seeds: Collection[int] | None, others: Mapping[str, Table]) -> Verdict:
+    """Apply the claim's own test; a ratio may be over the same seeds in another cell."""
+    if claim.kind == "ratio" and isinstance(claim.over, Quantity) and claim.over.cell:
+        return KINDS["ratio"](table, claim, seeds, _elsewhere(table, {"cell": claim.over.cell}, others))
+    return KINDS[claim.kind](table, claim, seeds)
 
 
 def _against_null(table: Table, made: Verdict, seeds: Collection[int] | None) -> Verdict:

@@ -94,6 +94,9 @@ class LogAxis:
                     markeredgewidth=0.6, linestyle="none", clip_on=False, zorder=5, gid="decoration")  # fmt: skip
 
 
+PLAIN = LogAxis(-math.inf, math.inf, None)  # stands for a linear axis in `draw_curve`: no value is moved to a place for zero
+
+
 def fix_ticks(axis: Any, ticks: Sequence[float], labels: Sequence[str], minor: Sequence[float]) -> None:
     """Set an axis' ticks for good: labels at `ticks`, none at `minor`."""
     axis.set_major_locator(FixedLocator(list(ticks)))

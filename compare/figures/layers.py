@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from compare.figures import head_layers
 from compare.figures.axes import NC1, Legend, LogAxis, draw_curve, finish, panels, title
 from compare.figures.drawing import Drawing
+from compare.figures.heads import deep_cells
 from compare.figures.series import COLUMNS, Curve, Measured, curve, excluded_note, facts, one_setting, seed_counts, t_half_width
 from compare.style import LOOKS, Look, Style, escape, shades
 from ufm.errors import RequestError
@@ -43,9 +45,13 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     Train, last epoch: the log-linear fit D_l = D_0 rho^l (He & Su 2023) with rho and Pearson's r. Test: D_0 rho^l + 2 err,
     two parameters from train and the third from the test error.
 
+    Trainings with a deep head are drawn by `head_layers` instead: every layer of the head beside the deep model's structures.
+
     Raises:
         RequestError: several settings, or fewer than two layers.
     """
+    if deep_cells(table):
+        return head_layers.draw(table, style)
     rows = one_setting(table, "layers")
     names = [name for name in rows.distinct("layer") if name not in ("network", "logits")]
     if len(names) < 2:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from compare.figures import head_spectrum
 from compare.figures.arrays import Kept, kept
 from compare.figures.axes import Legend, LogAxis, draw_curve, finish, panels, title, zero_line
 from compare.figures.drawing import Drawing
+from compare.figures.heads import deep_cells
 from compare.figures.series import COLUMNS, Curve, Measured, curve, seed_counts
 from compare.style import LOOKS, Style
 
@@ -24,9 +26,13 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     (a) A simplex ETF has K - 1 equal values, sqrt(K/(K-1)) of the root mean square over K, and one 0. (b) Square roots of the
     eigenvalues of the within-class covariance in the span of the means, over the means' root mean square norm: 0 for theory.
 
+    Trainings with a deep head are drawn by `head_spectrum` instead: the class means of every layer of the head.
+
     Raises:
         RequestError: several settings, or the run keeps no spectra.
     """
+    if deep_cells(table):
+        return head_spectrum.draw(table, style)
     found = kept(table, "spectrum", (*_MEANS, *_WITHIN))
     classes = len(found.each(_MEANS[0])[0])
     between = {

@@ -127,7 +127,10 @@ KINDS = ("equivalence", "ratio", "bound", "identity", "law", "share")
 
 @dataclass(frozen=True)
 class Quantity:
-    """One measured number: which measure, of which split, layer, centres and epoch ("last", "all" or a number)."""
+    """One measured number: which measure, of which split, layer, centres and epoch ("last", "all" or a number).
+
+    cell: of a ratio's `over`, another cell of the paper, so that the same seeds are compared under two settings.
+    """
 
     measure: str
     split: str = "train"
@@ -135,6 +138,7 @@ class Quantity:
     centres: str = "self"
     epoch: str | int = "last"
     factor: float = 1.0
+    cell: str = ""
 
     def __str__(self) -> str:
         scale = "" if self.factor == 1 else f"{self.factor:g} x "
@@ -187,7 +191,7 @@ class Claim:
 
     def controlled(self) -> Claim:
         """Return the negative control of the claim: the same statement where it must fail."""
-        change = dict(self.control)
+        change = {k: v for k, v in self.control.items() if k != "cell"}  # that one says which rows are read, not of what
         changes: dict[str, Any] = {k: v for k, v in change.items() if k in OWN}
         if "terms" in changes:
             changes["terms"] = tuple(t for t in self.terms if t.measure in changes["terms"])
@@ -308,6 +312,12 @@ def _claim(where: str, record: Mapping[str, Any]) -> Claim:
     value = _quantity(where, record["value"])
     if not isinstance(value, (Quantity, Field)):
         raise RequestError(f"{where}: the value of claim {record['name']!r} is a number; name a measured quantity")
+    over = _quantity(where, record.get("over", 1.0))
+    if (isinstance(value, Quantity) and value.cell) or (isinstance(over, Quantity) and over.cell and record["kind"] != "ratio"):
+        raise RequestError(
+            f"{where}: claim {record['name']!r} names a cell inside a quantity; only the over of a ratio may, others "
+            "write cell = ... beside the value"
+        )
     for part in ("null", "control"):
         _known(where, f"the {part} of claim {record['name']!r}", record.get(part) or {}, CHANGES)
     for name in ("predicted", "tolerance", "least", "least_each", "seeds_needed"):
@@ -319,7 +329,7 @@ def _claim(where: str, record: Mapping[str, Any]) -> Claim:
     converted = {
         **record,
         "value": value,
-        "over": _quantity(where, record.get("over", 1.0)),
+        "over": over,
         "terms": tuple(_quantity(where, term) for term in record.get("terms", ())),
         "scales": tuple(record.get("scales", SCALES)),
     }

@@ -19,7 +19,7 @@ def test_every_shipped_paper_reads_cites_and_can_be_contradicted(name):
         assert claim.control and claim.control_text and claim.text
         assert claim.controlled() != claim
         known = {cell for scale in one.scales.values() for cell in scale.cells} | {"*"}
-        assert claim.cell in known
+        assert {claim.cell, getattr(claim.over, "cell", "") or "*", claim.control.get("cell", "*")} <= known
     for scale in one.scales.values():
         assert len(set(scale.seeds)) == len(scale.seeds) >= 5
     text = " ".join([one.note, one.title, *(claim.text for claim in one.claims)])
@@ -89,6 +89,7 @@ def test_a_papers_file_of_ones_own_is_read_by_its_path(tmp_path):
         ('{ measure = "nc1_pinv" }', '{ measure = "nc1_pinv", epoch = "first" }', "epoch 'first'"),
         ('kind = "ratio"', 'kind = "ratio"\nleast = "ten"', "least 'ten' of claim 'a' is not a finite number"),
         ("[[claims]]", "claims = 3\n[other]", "wrong type"),
+        ('{ measure = "nc1_pinv" }', '{ measure = "nc1_pinv", cell = "b" }', "names a cell inside a quantity"),
     ],
 )
 def test_a_wrong_file_is_a_one_line_request(tmp_path, old, new, message):

@@ -94,6 +94,18 @@ def test_ratio(ratios, wanted):
     assert judge_claim(table, dataclasses.replace(RATIO, control={"least": 1e6})).verdict == wanted
 
 
+def test_a_ratio_may_be_over_the_same_seeds_in_another_cell():
+    one, other = table_with([2.0, 2.2, 1.9, 2.1, 2.0], null=[1.0] * 5), table_with([1.0, 1.1, 0.95, 1.05, 1.0], null=[1.0] * 5)
+    claim = dataclasses.replace(RATIO, over=Quantity("nc1_pinv", cell="large"), least=1.5, least_each=0, seeds_needed=5)
+    made = judge_claim(one, claim, others={"large": other})
+    assert made.verdict == AGREES and made.estimate == pytest.approx(2.0) and made.control.verdict == DEVIATES
+    assert made.control.estimate == 1.0  # epoch 0 of both cells
+    control = dataclasses.replace(claim, control={"cell": "middle"})  # what is above moves, what is below stays
+    middle = judge_claim(one, control, others={"large": other, "middle": table_with([1.2, 1.32, 1.14, 1.26, 1.2])}).control
+    assert middle.estimate == pytest.approx(1.2) and middle.verdict == DEVIATES
+    assert judge_claim(one, claim, others={}).verdict == NOT_RUN
+
+
 def test_the_test_sample_widens_the_interval(tmp_path):
     claim = Claim(
         "t", "", "ratio", Quantity("nc1_pinv_strong", "test", centres="train"), over=0.02, least=1.0, control={"least": 1e3}
