@@ -49,6 +49,14 @@ def test_tammes_angles_are_the_limit_of_cold_spheres(K, cosine):
     assert 2 * largest[1] - largest[0] == pytest.approx(cosine, abs=1e-6)
 
 
+@pytest.mark.parametrize(("K", "d"), [(5, 3), pytest.param(7, 4, marks=pytest.mark.torture)])
+def test_where_a_continuum_of_codes_is_optimal_one_of_them_is_found(K, d):
+    """For d + 2 <= K < 2d no code is the only one: margin 1 and 90 degrees are what all of them share (Rankin)."""
+    weight = found(K, d, 1e-4)
+    assert one_vs_rest_margins(weight).min() == pytest.approx(1.0, abs=1e-6)
+    assert (weight @ weight.T - 9 * np.eye(K)).max() == pytest.approx(0.0, abs=1e-6)
+
+
 def test_a_cold_loss_below_the_smallest_number_still_has_a_geometry():
     """At temperature 1e-5 the loss is exp(-69000); what is minimised is its logarithm."""
     weight = found(5, 2, 1e-5)
