@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from compare import last_layer, points
-from compare.last_layer import Head, Optimality
+from compare.last_layer import Head, Optimality, Parts
 from compare.papers import Quantity
 from compare.quantities import per_seed
 from compare.rows import Cell, Table
@@ -56,6 +56,8 @@ class Calibration:
     prediction: Prediction | None = field(default=None, repr=False)
     values: Mapping[str, tuple[float, float]] | None = None
     distances: Mapping[str, float] = field(default_factory=dict)  # relative, of logits and Grams
+    parts: Mapping[str, Parts] = field(default_factory=dict)  # where each of the three distances lies
+    geometry: Mapping[str, float] = field(default_factory=dict)  # NC2, NC3 at the predicted optimum
     optimality: Optimality | None = None
     caveats: tuple[str, ...] = ()  # assumptions that this training does not quite meet
 
@@ -111,6 +113,8 @@ class Calibration:
             "reference": self.prediction.reference,
             "values": values,
             "distances": dict(self.distances),
+            "distance_parts": {name: vars(part) for name, part in self.parts.items()},
+            "geometry": dict(self.geometry),
             "optimality": vars(self.optimality),
             "caveats": list(self.caveats),
         }
@@ -145,6 +149,7 @@ def calibrate(table: Table, cell: Cell, seed: int) -> Calibration:
         return Calibration(seed, reason, problem)
     pairs = zip(last_layer.predicted_values(predicted, problem), last_layer.measured_values(head, problem), strict=True)
     near = last_layer.optimality(head, problem, predicted)
+    matrices = last_layer.compared(head, predicted, problem.loss)
     return Calibration(
         seed,
         "",
@@ -152,6 +157,8 @@ def calibrate(table: Table, cell: Cell, seed: int) -> Calibration:
         predicted,
         dict(zip(QUANTITIES, pairs, strict=True)),
         last_layer.distances(head, predicted, problem.loss),
+        {name: last_layer.parts(*pair) for name, pair in matrices.items()},
+        last_layer.geometry(predicted),
         near,
         caveats(table, cell, seed, near),
     )
@@ -169,16 +176,16 @@ def expected(cell: Cell, seed: int, fit: float = math.nan) -> tuple[Head | None,
     if head is None:
         return None, None, None, reason
     nonnegative = bool(head.means.min() >= NEGATIVE * np.abs(head.means).max())
-    problem = _problem(cell.config, head, float(cell.config["weight_decay"]) * _loss_scale(cell.config, head.W), nonnegative)
+    problem = _problem(cell.config, head, float(cell.config["weight_decay"]) * loss_scale(cell.config, len(head.W)), nonnegative)
     predicted = last_layer.optimum(problem)
     if not predicted.applies or predicted.gram_w is None or predicted.gram_h is None or predicted.logits is None:
         return head, problem, None, predicted.reason or "the prediction is not unique"
     return head, problem, predicted, ""
 
 
-def _loss_scale(config: Mapping[str, Any], weight: np.ndarray) -> float:
+def loss_scale(config: Mapping[str, Any], classes: int) -> float:
     """Return what the training's loss is to be multiplied with to be this package's: K/2 for the mean over classes."""
-    return len(weight) / 2 if config.get("loss") == "mse-mean" else 1.0
+    return classes / 2 if config.get("loss") == "mse-mean" else 1.0
 
 
 def head_of(cell: Cell, seed: int, fit: float) -> tuple[Head | None, str]:
@@ -188,10 +195,12 @@ def head_of(cell: Cell, seed: int, fit: float) -> tuple[Head | None, str]:
     if not all(name in arrays for name in names):
         return None, NOTHING_KEPT
     W, means, counts, traces = (np.asarray(arrays[name], dtype=np.float64) for name in names)
-    if means.shape != W.shape or not (np.isfinite(means).all() and np.isfinite(traces).all()):
+    if W.ndim != 2 or means.shape != W.shape or counts.shape != traces.shape or counts.shape != (len(W),):
+        return None, "the arrays of the last layer do not belong together"
+    if not (np.isfinite(means).all() and np.isfinite(traces).all()):
         return None, "a class is absent from the train data"
     b = np.asarray(arrays["bias"], dtype=np.float64) if "bias" in arrays else None
-    head = Head(W, b, means, counts, traces, fit * _loss_scale(cell.config, W))
+    head = Head(W, b, means, counts, traces, fit * loss_scale(cell.config, len(W)))
     if not (head.size_w > 0 and head.size_h > 0):
         return None, "the classifier or the features are zero"
     return head, ""
@@ -260,8 +269,26 @@ def explain(made: Sequence[Calibration]) -> str:
         f"{above}Its penalty is {excess:.3g} x the nuclear norm of its own logits, at the optimum {least:.3g} x: "
         f"its class means have {common[1]:.0%} of their squared length in common against {common[0]:.0%} at the optimum, and "
         f"{within[1]:.2%} of the features' squared length is scatter. The model prices every direction of the features alike; "
-        "what lies below a classifier does not. The ratio |W|/|H| is used up by the balance, so both norms are off by one factor."
+        "what lies below a classifier does not. The ratio |W|/|H| is used up by the balance, so both norms are off by one "
+        "factor. " + " ".join(_where(found, name) for name in found[0].parts)
     )
+
+
+def _where(found: Sequence[Calibration], name: str) -> str:
+    """Say how far one matrix is from its prediction, and in what."""
+    away = float(np.mean([one.distances[name] for one in found]))
+    if away == 0:
+        return f"{name}: no distance."
+    # Shares of the summed squares: a seed that is far off counts for what it is.
+    weights = np.array([one.distances[name] ** 2 for one in found])
+    scale, alike, classes = (
+        float(np.sum(weights * [getattr(one.parts[name], part) for one in found]) / weights.sum())
+        for part in ("scale", "alike", "classes")
+    )
+    rest = f"{classes:.0%} differences between classes"
+    if math.isnan(alike):
+        return f"{name}: {away:.3g} away, of its square {scale:.0%} one common factor and {1 - scale:.0%} the rest."
+    return f"{name}: {away:.3g} away, of its square {scale:.0%} one common factor, {alike:.0%} common to all classes, {rest}."
 
 
 def calibrations(table: Table, name: str) -> list[Calibration]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compare import points
-from compare.calibrate import QUANTITIES, Calibration, calibrations
+from compare.calibrate import QUANTITIES, Calibration, calibrations, loss_scale
 from compare.rows import Codes, Table
 
 # measure names of the calibrated quantities, in the order of QUANTITIES
@@ -53,9 +53,14 @@ def _with_calibration(table: Table, name: str, made: Sequence[Calibration]) -> T
         same = {"cell": name, "seed": one.seed, "assumption": note, "reference": reference}
         for quantity, (predicted, measured) in one.values.items():
             if quantity == "train loss":
-                table = _fill(table, {"measure": "loss", "split": "train", "layer": "network"}, name, one.seed, predicted, note)
+                # The row is in the training's own normalisation of the loss.
+                own = predicted / loss_scale(table.cells[name].config, one.problem.classes if one.problem else 0)
+                table = _fill(table, {"measure": "loss", "split": "train", "layer": "network"}, name, one.seed, own, note)
             else:
                 rows.append({**same, "measure": NAMES[quantity], "value": measured, "predicted": predicted})
+        for measure, value in one.geometry.items():
+            where = {"measure": measure, "split": "train", "layer": "penultimate", "centres": "self"}
+            table = _fill(table, where, name, one.seed, value, note)
         for key, distance in one.distances.items():
             rows.append({**same, "measure": DISTANCES[key], "value": distance, "predicted": 0.0})
         rows.append({**same, "measure": "certificate_gap", "value": one.optimality.gap, "predicted": 0.0})

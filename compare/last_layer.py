@@ -16,6 +16,7 @@ from ufm.prediction import Prediction, not_applicable
 from ufm.problem import Problem
 
 MOST_CLASSES = 200  # beyond it a numerical optimum takes minutes
+SAME = 1e-6  # relative distance up to which a predicted matrix treats all classes alike
 CLOSED = 1e-6  # relative duality gap up to which a numerical optimum is shown as the prediction
 SHIFT_FREE = ("ce", "smoothing", "focal")  # losses that do not see a constant added to all logits
 
@@ -181,13 +182,9 @@ def distances(head: Head, q: Prediction, loss: str) -> dict[str, float]:
 
     Where the loss does not see a constant added to all logits, their mean over outputs is taken off first.
     """
-    found, wanted = head.logits, np.asarray(q.logits)
-    if loss in SHIFT_FREE:
-        found, wanted = (z - z.mean(1, keepdims=True) for z in (found, wanted))
-    grams = {"W W^T": (head.W @ head.W.T, q.gram_w), "M M^T": (head.means @ head.means.T, q.gram_h)}
-    away = {"logits": _relative(found, wanted)}
-    away |= {name: _relative(a, b) for name, (a, b) in grams.items()}
-    return away | {f"{name}, shape": _relative(_unit(a), _unit(b)) for name, (a, b) in grams.items()}
+    pairs = compared(head, q, loss)
+    away = {name: _relative(*pair) for name, pair in pairs.items()}
+    return away | {f"{name}, shape": _relative(*map(_unit, pairs[name])) for name in ("W W^T", "M M^T")}
 
 
 def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -203,3 +200,76 @@ def _unit(matrix: np.ndarray) -> np.ndarray:
 def _mean_share(gram: np.ndarray) -> float:
     typical = float(np.trace(gram)) / len(gram)
     return float(gram.mean()) / typical if typical > 0 else math.nan
+
+
+# --- where a distance lies ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Shares of |A - A*|^2, which sum to 1: orthogonal parts of what a measured matrix differs by from the predicted one."""
+
+    scale: float  # along A*: one factor on every entry
+    alike: float  # another balance of diagonal and other entries, equal for all classes; nan where A* tells classes apart
+    classes: float  # differences between classes (with A* that tells them apart: everything but the scale)
+
+
+def parts(found: np.ndarray, wanted: np.ndarray) -> Parts:
+    """Return where the distance of two (K, K) matrices lies; nan shares where there is no distance or A* is zero.
+
+    Matrices that treat all classes alike are a I + b 11^T / K. If A* is one of them, A - A* splits into a part along A*, the rest
+    in that plane, and what is orthogonal to it.
+    """
+    away, size = found - wanted, float(np.linalg.norm(wanted))
+    whole = float((away**2).sum())
+    if size == 0 or whole == 0:
+        return Parts(math.nan, math.nan, math.nan)
+    scale = float((away * wanted).sum() / size) ** 2 / whole
+    if np.linalg.norm(wanted - _alike(wanted)) > SAME * size:
+        return Parts(scale, math.nan, 1 - scale)
+    plane = float((_alike(away) ** 2).sum()) / whole
+    return Parts(scale, max(plane - scale, 0.0), max(1 - plane, 0.0))
+
+
+def _alike(matrix: np.ndarray) -> np.ndarray:
+    """Return the nearest matrix that treats all classes alike."""
+    K = len(matrix)
+    own = float(np.trace(matrix)) / K
+    other = (float(matrix.sum()) - K * own) / (K * (K - 1))
+    return np.where(np.eye(K, dtype=bool), own, other)
+
+
+def compared(head: Head, q: Prediction, loss: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return name -> (measured, predicted) (K, K) matrices: logits of the class means, W W^T and M M^T.
+
+    Where the loss does not see a constant added to all logits, their mean over outputs is taken off.
+    """
+    found, wanted = head.logits, np.asarray(q.logits)
+    if loss in SHIFT_FREE:
+        found, wanted = (z - z.mean(1, keepdims=True) for z in (found, wanted))
+    return {
+        "logits": (found, wanted),
+        "W W^T": (head.W @ head.W.T, np.asarray(q.gram_w)),
+        "M M^T": (head.means @ head.means.T, np.asarray(q.gram_h)),
+    }
+
+
+def geometry(q: Prediction) -> dict[str, float]:
+    """Return what NC2 and NC3 are at the predicted optimum, which is not a simplex ETF in general; nan at zero.
+
+    |W - M_c|^2 of the unit-norm classifier and centred class means follows from their Grams and from <W, M_c>, the trace of the
+    logits (without bias) less the mean of each column.
+    """
+    K = len(q.gram_w)
+    centre = np.eye(K) - 1 / K
+    z = np.asarray(q.logits) - (q.bias if q.bias is not None else 0.0)
+    weights, means = np.asarray(q.gram_w), centre @ np.asarray(q.gram_h) @ centre
+    sizes = math.sqrt(max(float(np.trace(weights)), 0.0) * max(float(np.trace(means)), 0.0))
+    if sizes == 0:
+        return {}
+    simplex = centre / math.sqrt(K - 1)
+    return {
+        "nc2_etf_means": float(np.linalg.norm(_unit(means) - simplex)),
+        "nc2_etf_weights": float(np.linalg.norm(_unit(weights) - simplex)),
+        "nc3_papyan": 2 - 2 * float(np.trace(z) - z.sum() / K) / sizes,
+    }

@@ -61,6 +61,12 @@ FIGURES = {
         "one setting; predicted is the optimum at the network's own regularisation, else a simplex ETF",
         "papyan2020",
     ),
+    "calibration": Entry(
+        "compare.figures.calibration:draw",
+        "logits and Gram matrices at the network's own regularisation, predicted and measured, with their relative distances",
+        "one setting with weight decay; the two penalties balance as at an optimum of the model",
+        "derived",
+    ),
     "confusion": Entry(
         "compare.figures.confusion:draw",
         "which class test points are taken for, by the classifier and by the nearest train mean",

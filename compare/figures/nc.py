@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from compare.figures.axes import NC1, Legend, LogAxis, draw_curve, finish, panels, time_axis, title, zero_line
+from compare.figures.calibrated import LABEL, Calibrated, calibrated, level
 from compare.figures.drawing import Drawing
 from compare.figures.series import (
     COLUMNS,
@@ -40,7 +42,8 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """Draw NC1 (`nc1_pinv`), NC2 (`nc2_etf_means`, `_weights`), NC3 (`nc3_papyan`), NC4 (`nc4_disagreement`) against the epoch.
 
     Every one is 0 at the optimum of the balanced unconstrained-features model with d >= K - 1; theory says so of train alone.
-    The line is left out where the table's column `predicted` says that this does not apply to the setting.
+    Where the optimum at the network's own regularisation (`compare.calibrate`) is another structure, its NC2 and NC3 are drawn
+    instead. Without it the line is left out where the table's column `predicted` says that 0 does not apply to the setting.
     Test values are about the test set's own means (NC4: its own class means too).
 
     Raises:
@@ -49,7 +52,8 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     rows = one_setting(table, "nc")
     along, layer = abscissa(rows), last_layer(rows)
     found = {name: _curves(rows, layer, along, spec, facts(table)) for name, spec in PANELS.items()}
-    applies = {name: _applies(rows, spec[2]) for name, spec in PANELS.items()}
+    own = calibrated(table, rows.distinct("cell")[0]) if rows.distinct("cell") else None
+    theory = {name: _theory(rows, spec, found[name], own) for name, spec in PANELS.items()}
     every = [c for curves in found.values() for c in curves.values()]
     if not any(every):
         raise RequestError(
@@ -59,19 +63,41 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         figure, grid = panels(style, 2, 2, 0.30 * style.width if style.wide else 0.46 * style.width, sharex=True)
         legend = Legend()
         for ax, letter, (name, spec) in zip(grid.ravel(), "abcd", PANELS.items(), strict=True):
-            _panel(ax, spec, found[name], legend, applies[name])
+            _panel(ax, spec, found[name], legend, theory[name])
             title(ax, name, f"({letter}) {spec[0]}")
             label = time_axis(ax, every, along)
         if any(np.isfinite(c.low).any() for c in every):
             legend.band(f"95 % interval, {seed_counts(every)}")
         finish(figure, style, legend, label)
     table_rows = [row for name, curves in found.items() for c in curves.values() for row in c.rows(name)]
+    table_rows += [row for name, lines in theory.items() for c in lines.levels for row in c.rows(name)]
     table_rows += [
         (name, "theory", np.nan, 0.0, np.nan, np.nan, 0, "theory")
         for name, curves in found.items()
-        if any(curves.values()) and applies[name]
+        if any(curves.values()) and theory[name].zero
     ]
-    return Drawing(figure, COLUMNS, table_rows, _notes(every, found, applies) + excluded_note(table))
+    told = (own.note(),) if own and any(lines.levels for lines in theory.values()) else ()
+    return Drawing(figure, COLUMNS, table_rows, _notes(every, found, theory) + told + excluded_note(table))
+
+
+@dataclass(frozen=True)
+class _Theory:
+    """What theory says of one panel: zero, horizontal lines above it, or (neither) nothing."""
+
+    zero: bool
+    levels: tuple[Curve, ...] = ()
+
+
+def _theory(rows: Measured, spec: Panel, curves: Mapping[str, Curve], own: Calibrated | None) -> _Theory:
+    _, _, measure, weights, _ = spec
+    if own is None or measure not in own.geometry:
+        return _Theory(_applies(rows, measure))
+    levels = [
+        level(f"theory:{name}", own.geometry[name], list(curves.values()))
+        for name in (measure, weights)
+        if own.geometry.get(name)
+    ]
+    return _Theory(own.geometry[measure] == 0, tuple(c for c in levels if c))
 
 
 def _curves(rows: Measured, layer: str, along: str, spec: Panel, known: Facts) -> dict[str, Curve]:
@@ -100,8 +126,8 @@ def _applies(rows: Measured, measure: str) -> bool:
     return bool((predicted[(rows["measure"] == measure) & (rows["split"] == "train")] == 0).any())
 
 
-def _panel(ax: Any, spec: Panel, curves: Mapping[str, Curve], legend: Legend, applies: bool) -> None:
-    axis = LogAxis.over(curves.values(), zero=applies)
+def _panel(ax: Any, spec: Panel, curves: Mapping[str, Curve], legend: Legend, theory: _Theory) -> None:
+    axis = LogAxis.over([*curves.values(), *theory.levels], zero=theory.zero)
     axis.apply(ax)
     for key, label, look in [
         ("train", "Train", "train"),
@@ -110,14 +136,19 @@ def _panel(ax: Any, spec: Panel, curves: Mapping[str, Curve], legend: Legend, ap
     ]:
         if key in curves:
             draw_curve(ax, curves[key], LOOKS[look], axis, legend, label)
-    if any(curves.values()) and applies:
+    if any(curves.values()) and theory.zero:
         zero_line(ax, axis, LOOKS["optimum"], legend, OPTIMUM)
+    for line in theory.levels:
+        of_weights = line.key == f"theory:{spec[3]}"
+        draw_curve(
+            ax, line, LOOKS["floor" if of_weights else "gaussian"], axis, legend, LABEL + (", weights" if of_weights else "")
+        )
     if not any(curves.values()):
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#666666")
     ax.set_ylabel(spec[1])
 
 
-def _notes(every: list[Curve], found: Mapping[str, Mapping[str, Curve]], applies: Mapping[str, bool]) -> tuple[str, ...]:
+def _notes(every: list[Curve], found: Mapping[str, Mapping[str, Curve]], theory: Mapping[str, _Theory]) -> tuple[str, ...]:
     notes = [
         f"Geometric means (NC4: arithmetic if it reaches 0) over {seed_counts(every)}, 95 % t intervals of the log mean.",
         "G: unit-Frobenius Gram of the centred class means (or of the classifier's rows); "
@@ -126,7 +157,7 @@ def _notes(every: list[Curve], found: Mapping[str, Mapping[str, Curve]], applies
         "theory speaks of train alone.",
     ]
     missing = [name.upper() for name, curves in found.items() if not any(curves.values())]
-    silent = [name.upper() for name, there in applies.items() if not there]
+    silent = [name.upper() for name, lines in theory.items() if not lines.zero and not lines.levels]
     if silent:
         notes.append(f"The optimum of this setting is not a simplex ETF, so theory does not say 0 of {', '.join(silent)}.")
     if missing:

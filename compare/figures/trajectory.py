@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from compare.figures.axes import NC1, Legend, LogAxis, draw_curve, finish, panels, time_axis, title, zero_line
+from compare.figures.calibrated import LABEL, Calibrated, calibrated, level
 from compare.figures.drawing import Drawing
 from compare.figures.series import (
     COLUMNS,
@@ -39,10 +41,13 @@ OPTIMUM = "Theory, train: 0 (UFM)"
 
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
-    """Draw (a) NC1 and (b) the error rate against the epoch, one mean curve with a 95 % band each.
+    """Draw (a) NC1, (b) the error rate and, where theory predicts it, (c) the train loss against the epoch.
+
+    One mean curve with a 95 % band each.
 
     Theory lines of (a): NC1 = 0, the unconstrained-features optimum, for train; for test `2 err`, the value when every test
-    feature sits on some train mean, and the distribution-free floor `err_B / 2` (both need rank K - 1).
+    feature sits on some train mean, and the distribution-free floor `err_B / 2` (both need rank K - 1). Of (c): the loss of the
+    optimum at the network's own regularisation (`compare.calibrate`); a training without such a prediction has no (c).
 
     Raises:
         RequestError: several settings, or neither NC1 nor an error rate over training.
@@ -56,20 +61,43 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         for key, (_, _, measure, factor) in _LINES.items()
     }  # fmt: skip
     errors = _errors(rows, layer, along, samples)
+    loss = _loss(table, rows, along)
     if not any(collapse.values()) and not any(errors.values()):
         raise RequestError("the rows hold neither nc1_pinv nor an error over training; draw a run of `empirical run collapse`")
+    every = [*collapse.values(), *lines.values(), *errors.values(), *loss.curves]
     with style.applied():
-        figure, (left, right) = _panels(style)
-        legend = Legend()
-        _draw_collapse(left, collapse, lines, legend)
-        _draw_errors(right, errors, legend)
-        every = [*collapse.values(), *lines.values(), *errors.values()]
-        for ax in (left, right):
-            ax.set_xlabel(time_axis(ax, every, along))
+        figure, axes = _panels(style, 3 if loss.curves else 2)
+        legend, together = Legend(), len(axes) == 3 and style.wide  # three labels of the axis do not fit beside each other
+        _draw_collapse(axes[0], collapse, lines, legend)
+        _draw_errors(axes[1], errors, legend)
+        if loss.curves:
+            _draw_loss(axes[2], loss, legend)
+        for ax in axes:
+            label = time_axis(ax, every, along)
+            ax.set_xlabel("" if together else label)
         if any(np.isfinite(c.low).any() for c in every):
             legend.band(f"95 % interval, {seed_counts(every)}")
-        finish(figure, style, legend)
-    return Drawing(figure, COLUMNS, _rows(collapse, lines, errors), _notes(every, samples, lines) + excluded_note(table))
+        finish(figure, style, legend, label if together else "")
+    told = (loss.theory.note(),) if loss.curves and loss.theory else ()
+    out = _rows(collapse, lines, errors) + [row for c in loss.curves for row in c.rows("loss")]
+    return Drawing(figure, COLUMNS, out, _notes(every, samples, lines) + told + excluded_note(table))
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """The train loss over training and its predicted end; no curves where there is no prediction."""
+
+    curves: tuple[Curve, ...] = ()
+    theory: Calibrated | None = None
+
+
+def _loss(table: Mapping[str, Any], rows: Measured, along: str) -> _Loss:
+    measured = curve(rows.where(measure="loss", split="train", layer="network"), "train_loss", along=along)
+    cells = rows.distinct("cell")
+    theory = calibrated(table, cells[0]) if measured and cells else None
+    if theory is None or not theory.loss > 0:
+        return _Loss()
+    return _Loss((measured, level("own_decay", theory.loss, [measured])), theory)
 
 
 def _curve(rows: Measured, key: str, where: tuple[str, str, str], layer: str, along: str) -> Curve:
@@ -87,8 +115,8 @@ def _errors(rows: Measured, layer: str, along: str, samples: float) -> dict[str,
     return {key: curve(found, key, along=along, rate_of=among) for key, (found, among) in chosen.items()}
 
 
-def _panels(style: Style) -> tuple[Any, Any]:
-    rows, columns = (1, 2) if style.wide else (2, 1)
+def _panels(style: Style, number: int) -> tuple[Any, Any]:
+    rows, columns = (1, number) if style.wide else (number, 1)
     figure, grid = panels(style, rows, columns, 0.36 * style.width if style.wide else 0.56 * style.width)
     return figure, grid.ravel()
 
@@ -117,6 +145,16 @@ def _draw_errors(ax: Any, errors: Mapping[str, Curve], legend: Legend) -> None:
         draw_curve(ax, errors[key], LOOKS[look], axis, legend, label)
     ax.set_ylabel("Error rate (share of samples)")
     title(ax, "error", "(b) Error")
+
+
+def _draw_loss(ax: Any, loss: _Loss, legend: Legend) -> None:
+    axis = LogAxis.over(loss.curves)
+    axis.apply(ax)
+    measured, theory = loss.curves
+    draw_curve(ax, measured, LOOKS["train"], axis, legend, "Train")
+    draw_curve(ax, theory, LOOKS["gaussian"], axis, legend, LABEL)
+    ax.set_ylabel("Train loss")
+    title(ax, "loss", "(c) Train loss")
 
 
 def _rows(collapse: Mapping[str, Curve], lines: Mapping[str, Curve], errors: Mapping[str, Curve]) -> list[tuple[Any, ...]]:

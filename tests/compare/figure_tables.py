@@ -167,6 +167,8 @@ def arrays(seed, classes=5, dim=16, test=0.35):
             f"penultimate/{split}/{k}": v
             for k, v in (("means", means), ("gram", centred @ centred.T), ("within_class", by_class))
         }
+        traces = ((points - means[labels]) ** 2).sum(1).reshape(classes, 40).mean(1)
+        found |= {f"penultimate/{split}/traces": traces, f"penultimate/{split}/counts": np.full(classes, 40)}
         found |= {f"penultimate/{split}/within": by_class.mean(0), f"penultimate/{split}/spectrum": np.linalg.svd(centred)[1]}
     nearest = ((points[:, None] - found["penultimate/train/means"]) ** 2).sum(2).argmin(1)
     found |= {"test/labels": labels, "test/predicted": nearest, "penultimate/test/nearest": nearest}
@@ -226,8 +228,10 @@ def collisions(figure, slack=0.5):
 
 _ROOT = tempfile.TemporaryDirectory()
 _MAKERS = {"sweep": sweep, "samples": samples, "transfer": transfer} | dict.fromkeys(
-    ("gram", "confusion", "spectrum", "geometry"), lambda: run_folder(Path(_ROOT.name))
+    ("gram", "confusion", "spectrum", "geometry"), lambda: run_folder(Path(_ROOT.name) / "arrays")
 )
+_OWN = {"loss": "ce", "weight_decay": 1e-3, "norm": "none", "bias": False}
+_MAKERS |= {"calibration": lambda: run_folder(Path(_ROOT.name) / "own", config=_OWN)}
 _MAKERS |= {"flow": lambda: flows(Path(_ROOT.name) / "flows"), "phase": lambda: ends(Path(_ROOT.name) / "ends")}
 _MADE = {}
 

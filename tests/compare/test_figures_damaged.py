@@ -86,7 +86,7 @@ def test_a_table_without_its_run_folder_is_refused_in_one_line(name):
         figures.draw(name, TABLE, Style.of("icml"))
 
 
-@pytest.mark.parametrize("name", ["gram", "confusion", "spectrum", "geometry"])
+@pytest.mark.parametrize("name", ["gram", "confusion", "spectrum", "geometry", "calibration"])
 def test_arrays_that_are_damaged_or_gone_are_refused_in_one_line(name, tmp_path):
     table = run_folder(tmp_path, seeds=1)
     for path in tmp_path.rglob("tensors.safetensors"):
