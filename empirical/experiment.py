@@ -14,7 +14,7 @@ from ufm.tables import find
 
 VERSION = 1  # of the definition: raised when the same setting would give other numbers
 # Options that came after the first runs: at these values they stay out of the setting, so that those runs keep their folders.
-ADDED = {"init_scale": None, "ood": None, "head_activation": "linear", "augment": "none"}
+ADDED = {"init_scale": None, "ood": None, "imbalance_shape": "step", "head_activation": "linear", "augment": "none"}
 LOSSES = ("ce", "mse", "mse-mean", "smoothing", "focal")
 OPTIMIZERS = ("sgd", "adam", "adamw", "lbfgs")
 AUGMENTS = ("none", "crop-flip")
@@ -31,6 +31,9 @@ class Experiment:
     train_per_class: int | None = option(None, "train samples kept per class (all)", kind="int", low=1, grid=True)
     imbalance: float = option(1.0, "the minority classes keep 1/IMBALANCE of the samples", low=1.0, grid=True)
     minority: int = option(0, "number of minority classes (the last ones)", low=0, grid=True)
+    imbalance_shape: str = option(
+        "step", "step: the last --minority classes; long-tail: class k keeps IMBALANCE^(-k/(K-1))", choices=("step", "long-tail")
+    )
     label_noise: float = option(0.0, "share of wrong train labels", low=0.0, high=1.0, grid=True)
     coarse: tuple[int, ...] | None = option(
         None, "sizes of class groups trained as one class: 5,5", kind="ints", low=1, grid=True

@@ -69,6 +69,7 @@ def load_data(experiment: Experiment, seed: int) -> tuple[Split, Split, dict[str
         per_class=e.train_per_class,
         imbalance=e.imbalance,
         minority=e.minority,
+        imbalance_shape=e.imbalance_shape,
         label_noise=e.label_noise,
         coarse=e.coarse,
         request=request,

@@ -34,6 +34,7 @@ def load(
     per_class: int | None = None,
     imbalance: float = 1.0,
     minority: int = 0,
+    imbalance_shape: str = "step",
     label_noise: float = 0.0,
     coarse: tuple[int, ...] | None = None,
     request: Request | None = None,
@@ -44,7 +45,8 @@ def load(
         name: a key of DATASETS, or `folder:PATH`.
         seed: root seed; the stream "sample" chooses the split and the subsample, "noise" the noise.
         per_class: train samples kept per class (all when None); the test part is never reduced.
-        imbalance, minority: the last `minority` classes keep 1/imbalance of the others' count.
+        imbalance, minority: the last `minority` classes keep 1/imbalance of the others' count; with
+            imbalance_shape "long-tail" class k of 0..K-1 keeps imbalance^(-k/(K-1)) of its own (Cui et al. 2019).
         label_noise: the share of train labels replaced by another class, drawn uniformly; test labels stay clean.
         coarse: sizes of consecutive groups of classes that become one label each, e.g. (5, 5); the fine labels
             stay in `Split.fine`.
@@ -61,6 +63,7 @@ def load(
         per_class=per_class,
         imbalance=imbalance,
         minority=minority,
+        imbalance_shape=imbalance_shape,
         label_noise=label_noise,
         coarse=coarse,
         request=request,

@@ -24,6 +24,7 @@ def prepare(
     per_class: int | None,
     imbalance: float,
     minority: int,
+    imbalance_shape: str,
     label_noise: float,
     coarse: tuple[int, ...] | None,
     request: Request | None,
@@ -31,7 +32,8 @@ def prepare(
     """Return (train, test, info); see `empirical.data.load`."""
     _check_options(per_class, imbalance, minority, label_noise)
     source = read_source(name, seed, dataclasses.replace(request or Request(), per_class=per_class))
-    source = _subsample(name, source, seed, per_class, imbalance, minority)
+    shares = _shares(source.classes, imbalance, minority, imbalance_shape)
+    source = _subsample(name, source, seed, per_class, shares)
     fine = coarse_labels(name, source.classes, coarse)
     labels = _noisy(source.train_labels if fine is None else fine[source.train_labels], fine, source, seed, label_noise)
     return _splits(name, source, labels, fine)
@@ -83,14 +85,28 @@ def _check_options(per_class: int | None, imbalance: float, minority: int, label
         raise RequestError(f"label noise {label_noise} must lie in [0, 1]; it is the share of wrong train labels")
 
 
-def _subsample(name: str, source: Source, seed: int, per_class: int | None, imbalance: float, minority: int) -> Source:
-    """Keep `per_class` train samples of each class, n / imbalance of the last `minority` ones."""
-    if minority >= source.classes or (minority == 0) != (imbalance == 1):
+def _shares(classes: int, imbalance: float, minority: int, shape: str) -> np.ndarray | None:
+    """Return the share (K,) of its train samples that each class keeps, None where all keep all."""
+    if shape == "long-tail":
+        if minority or imbalance == 1:
+            raise RequestError(
+                f"imbalance {imbalance:g} with minority {minority}: a long tail falls over all classes; "
+                "give --imbalance > 1 and leave --minority out"
+            )
+        return imbalance ** -(np.arange(classes) / (classes - 1))
+    if shape != "step":
+        raise RequestError(f"imbalance shape {shape!r} is not known; use step or long-tail")
+    if minority >= classes or (minority == 0) != (imbalance == 1):
         raise RequestError(
-            f"imbalance {imbalance:g} with minority {minority} of {source.classes} classes; "
-            f"give --imbalance > 1 together with --minority 1..{source.classes - 1}"
+            f"imbalance {imbalance:g} with minority {minority} of {classes} classes; "
+            f"give --imbalance > 1 together with --minority 1..{classes - 1}, or --imbalance-shape long-tail"
         )
-    if per_class is None and minority == 0:
+    return np.repeat([1.0, 1 / imbalance], [classes - minority, minority]) if minority else None
+
+
+def _subsample(name: str, source: Source, seed: int, per_class: int | None, shares: np.ndarray | None) -> Source:
+    """Keep `per_class` train samples of each class (all when None), of these its share, and at least one."""
+    if per_class is None and shares is None:
         return source
     available = np.bincount(source.train_labels, minlength=source.classes)
     wanted = available.copy() if per_class is None else np.full(source.classes, per_class)
@@ -99,8 +115,8 @@ def _subsample(name: str, source: Source, seed: int, per_class: int | None, imba
         raise RequestError(
             f"{name}: class {k} has {available[k]} train samples, {per_class} asked for; use --train-per-class {available.min()}"
         )
-    if minority:
-        wanted[-minority:] = np.maximum(1, np.rint(wanted[-minority:] / imbalance)).astype(wanted.dtype)
+    if shares is not None:
+        wanted = np.maximum(1, np.rint(wanted * shares)).astype(wanted.dtype)
     draw = stream(seed, "subsample")
     kept = [draw.permutation(np.flatnonzero(source.train_labels == k))[: wanted[k]] for k in range(source.classes)]
     chosen = np.sort(np.concatenate(kept))

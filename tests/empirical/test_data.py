@@ -63,6 +63,14 @@ def test_subsampling_keeps_the_counts_asked_for():
     assert all(row.tobytes() in rows for row in train.inputs.numpy())
 
 
+def test_a_long_tail_falls_by_one_factor_a_class():
+    _, test, info = data.load("mnist5k", seed=0, imbalance=100, imbalance_shape="long-tail")
+    expected = [round(400 * 100 ** (-k / 9)) for k in range(10)]  # 400, 240, ..., 7, 4
+    assert info["counts"] == expected and expected[0] == 400 and expected[-1] == 4 and len(test) == 1000
+    _, _, info = data.load("digits", seed=0, per_class=4, imbalance=50, imbalance_shape="long-tail")
+    assert info["counts"][0] == 4 and info["counts"][-1] == 1  # never none
+
+
 def test_label_noise_changes_the_share_asked_for_and_no_test_label():
     clean, clean_test, _ = data.load("digits", seed=0)
     noisy, noisy_test, _ = data.load("digits", seed=0, label_noise=0.3)
@@ -124,6 +132,9 @@ def test_mnist1d_is_learnable_but_not_linearly():
         ({"name": "digits", "per_class": 101}, "100 train samples, 101 asked for"),
         ({"name": "digits", "imbalance": 10}, "--minority"),
         ({"name": "digits", "minority": 10, "imbalance": 2}, "--minority 1..9"),
+        ({"name": "digits", "imbalance": 10, "minority": 2, "imbalance_shape": "long-tail"}, "leave --minority out"),
+        ({"name": "digits", "imbalance_shape": "long-tail"}, "--imbalance > 1"),
+        ({"name": "digits", "imbalance_shape": "steep"}, "use step or long-tail"),
         ({"name": "digits", "label_noise": 1.5}, r"\[0, 1\]"),
         ({"name": "digits", "coarse": (5, 4)}, "sum to 10"),
         ({"name": "digits", "request": Request(classes=3)}, "--classes 3: data set digits has no such size"),
