@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare import report_theory
+from compare import report_conventions, report_theory
 from compare.judging import Judged
 from compare.outcome import AGREES, DEVIATES, NOT_RUN, UNDECIDED, Verdict, estimated, expected, summary
 from compare.page import POLICY, STYLE, escape, html_table, sentence, signs
@@ -64,6 +64,7 @@ def render(
         _figures(pictures),
         report_theory.test_panel(table),
         report_theory.calibration(table),
+        report_conventions.section(table),
         _methods(judged),
         _references(judged, verdicts),
         _provenance(source or {}),

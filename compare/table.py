@@ -24,23 +24,7 @@ FORMATS = ("text", "latex", "csv", "markdown", "json")
 GROUP = ("cell", "split", "layer", "centres", "measure")
 _MEAN = ("mean", "low", "high", "seeds")
 COLUMNS = ("cell", "epoch", *GROUP[1:], *_MEAN, "average", "predicted", "assumption")
-CONVENTION_COLUMNS = ("cell", "epoch", *GROUP[1:], *_MEAN, "definition", "used by")
 SHOWN = ("penultimate", "network")  # layers that are shown unless others are asked for
-
-# measure: (definition, whose convention); the conversions hold for balanced classes only
-CONVENTIONS = {
-    "nc1_pinv": ("Tr(S_W S_B^+)/K, S_B about the mean of class means", "Zhu 2021; the default"),
-    "nc1_pinv_sum": ("K x nc1_pinv", "Papyan's code, He & Su"),
-    "nc1_pinv_sample": ("S_B about the sample mean, /K (balanced: nc1_pinv)", "imbalanced variants of Zhu"),
-    "nc1_weighted": ("S_B weighted by n_k/N about the sample mean, no /K (balanced: K x nc1_pinv)", "He & Su, imbalanced"),
-    "nc1_trace": ("Tr S_W / Tr S_B", "quotient form"),
-    "nc1_total": ("Tr S_W / Tr S_T (balanced: t/(1+t), t = nc1_trace)", "Wu & Mondelli 2025"),
-    "cdnv": ("mean over pairs of (v_i + v_j)/(2 |mu_i - mu_j|^2)", "Galanti 2022"),
-    "vci": ("1 - Tr(S_T^+ S_B)/rank S_B, S_B weighted by n_k/N about the sample mean", "Xu & Liu 2023"),
-    "nc1_pinv_strong": ("test scatter about the train mean of the true class, /K", "test, train centres"),
-    "nc1_pinv_weak": ("test scatter about the nearest train mean, /K", "test, train centres"),
-    "cdnv_strong": ("CDNV of test about train means", "test, train centres"),
-}
 
 
 def chosen_layers(table: Table, layers: Sequence[str] | None) -> Table:
@@ -129,17 +113,6 @@ def _expected(predicted: np.ndarray, values: np.ndarray, average: str) -> float:
         return math.nan
     log = average == "geometric" and bool(np.all(predicted > 0))
     return statistics.mean_over_seeds(predicted.tolist(), log=log).estimate
-
-
-def conventions(table: Table, *, epochs: str | Sequence[int] = "last") -> list[dict[str, Any]]:
-    """Return every within-class-variability measure of the runs with its definition: NC1 is many different numbers."""
-    present = [name for name in CONVENTIONS if table.rows and name in table.levels("measure")]
-    if not present:
-        raise RequestError("these runs hold no NC1; measure a network with `empirical run` or `empirical measure`")
-    rows = numbers(table, measures=present, epochs=epochs)
-    for row in rows:
-        row["definition"], row["used by"] = CONVENTIONS[row["measure"]]
-    return rows
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ FORMATS = ("text", "latex", "csv", "markdown", "json")
 )
 @runs_argument
 @click.option("--format", "form", default="text", metavar="|".join(FORMATS), help="How to write it.  [default: text]")
-@click.option("--conventions", is_flag=True, help="Every NC1 of the same features, with its definition and whose it is.")
+@click.option("--conventions", is_flag=True, help="Every NC1 of the same features: definition, whose it is, value by conversion.")
 @click.option("--measure", default=None, metavar="NAME,..", help="Only these measures.")
 @click.option(
     "--layer", default=None, metavar="all|NAME,..", help="These layers, or all of them.  [default: penultimate,network]"
@@ -40,6 +40,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Print numbers."""
+    from compare import conventions as every
     from compare import table as tables
     from compare.derived import with_derived
     from compare.load import load
@@ -58,7 +59,7 @@ def command(
         loaded = with_derived(loaded)
     loaded = tables.chosen_layers(loaded, _names(layer))
     if conventions:
-        text = tables.write(tables.conventions(loaded, epochs=epochs), tables.CONVENTION_COLUMNS, form)
+        text = tables.write(every.conventions(loaded, epochs=epochs), every.COLUMNS, form)
     else:
         text = tables.write(tables.numbers(loaded, measures=_names(measure), epochs=epochs), tables.COLUMNS, form)
     if path is None:

@@ -114,6 +114,12 @@ PAPERS: dict[str, Entry] = {
         "large initial weights, weight decay",
         "sakamoto2025",
     ),
+    "kothapalli2022": Entry(
+        "kothapalli2022.toml",
+        "one set of features, every convention of NC1: which convert into each other, and when",
+        "ten classes; equal class sizes where a claim says so",
+        "kothapalli2022",
+    ),
     "general": Entry(
         "general.toml",
         "what must hold for every measured network: the test floor and the test identity",

@@ -9,6 +9,7 @@ from scipy import stats
 from synthetic_runs import write_training
 
 from compare import table as tables
+from compare.conventions import conventions
 from compare.load import load
 from compare.rows import table_of
 from ufm.errors import RequestError
@@ -74,11 +75,11 @@ def test_latex_and_markdown_escape_names():
 
 
 def test_conventions_say_what_each_nc1_is(tmp_path):
-    rows = tables.conventions(load(write_training(tmp_path)))
+    rows = conventions(load(write_training(tmp_path)))
     assert {r["measure"] for r in rows} == {"nc1_pinv", "nc1_pinv_strong", "nc1_pinv_weak"}
     assert all(r["definition"] and r["used by"] for r in rows)
     with pytest.raises(RequestError, match="no NC1"):
-        tables.conventions(rows_for([0.1], "loss"))
+        conventions(rows_for([0.1], "loss"))
 
 
 def test_unknown_names_get_a_suggestion():
