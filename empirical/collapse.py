@@ -18,6 +18,7 @@ from empirical.store import Stored, collect
 from empirical.tensors import tensors_of
 from empirical.train import Report, Training, build_network, clock_of, load_data, run_training
 from ufm.interrupt import Stop
+from ufm.measure.names import DEFAULT, NEEDS_SCATTER
 from ufm.record import Run
 
 
@@ -65,12 +66,17 @@ class Look:
         same = {"device": training.device, "loss": training.objective}
         return collect_together(network, plan, training.train, **same), collect_together(network, plan, training.test, **same)
 
-    def rows_of(self, training: Training, train: Stored, test: Stored) -> list[dict[str, Any]]:
-        """Return every measure, from stored features."""
+    def rows_of(self, training: Training, train: Stored, test: Stored, whole: bool = False) -> list[dict[str, Any]]:
+        """Return the measures from stored features. VCI and the ranks, which decompose d x d matrices, as --ranks says.
+
+        whole: with VCI and the ranks in any case.
+        """
+        ends = training.step in (0, training.clock.steps)
+        names = None if whole or ends or training.experiment.ranks == "every" else tuple(DEFAULT - NEEDS_SCATTER)
         plan, network, experiment = self.of(training), training.network, training.experiment
         classifier = classifier_weight(network, plan)
         matched = {"match_counts": experiment.match_counts, "seed": training.seed}
-        rows = rows_of(train, test, plan, *classifier, **matched, ood=self.ood(training))
+        rows = rows_of(train, test, plan, *classifier, **matched, ood=self.ood(training), names=names)
         if self.head is not None:
             rows += head_rows(self.head, network, plan, train, loss=training.objective, decay=experiment.weight_decay)
         return rows

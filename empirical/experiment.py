@@ -14,7 +14,14 @@ from ufm.tables import find
 
 VERSION = 1  # of the definition: raised when the same setting would give other numbers
 # Options that came after the first runs: at these values they stay out of the setting, so that those runs keep their folders.
-ADDED = {"init_scale": None, "ood": None, "imbalance_shape": "step", "head_activation": "linear", "augment": "none"}
+ADDED = {
+    "init_scale": None,
+    "ood": None,
+    "imbalance_shape": "step",
+    "head_activation": "linear",
+    "augment": "none",
+    "ranks": "ends",
+}
 LOSSES = ("ce", "mse", "mse-mean", "smoothing", "focal")
 OPTIMIZERS = ("sgd", "adam", "adamw", "lbfgs")
 AUGMENTS = ("none", "crop-flip")
@@ -72,6 +79,9 @@ class Experiment:
     augment: str = option("none", "augmentation of the training batches (never of what is measured)", choices=AUGMENTS)
     measure_at: str = option("log", "epochs measured: log, papyan, every, or a list such as 1,10,100")
     layers: str = option("last", "layers measured: last, all, or names with commas")
+    ranks: str = option(
+        "ends", "when VCI and the ranks of features are measured: at both ends, or every time", choices=("ends", "every")
+    )
     match_counts: bool = option(False, "measure train on as many samples per class as test")
     ood: str | None = option(None, "out-of-distribution set for NC5: a data set, folder:PATH or noise", kind="str")
     precision: str = option("float32", "arithmetic of the training", choices=("float32", "bf16"))

@@ -55,10 +55,11 @@ class Look:
         experiment: Any = training.experiment
         plan = self.coarse.of(training)
         stored = list(self.coarse.stored(training))
-        rows = self.coarse.rows_of(training, *stored)
         if self.probed is None:
             self.probed = frozenset(measuring_steps(experiment.probe_at, training.clock, "--probe-at"))
-        if training.step in self.probed:
+        probed = training.step in self.probed
+        rows = self.coarse.rows_of(training, *stored, whole=probed)  # the effective rank is shown beside the probes
+        if probed:
             rows += fine_rows(training, stored) + probe_rows(training, plan, stored)
         return rows
 

@@ -25,7 +25,7 @@ def pinv_factor(between: np.ndarray) -> tuple[np.ndarray, int]:
 
 def pinv_form(within: np.ndarray, factor: np.ndarray) -> float:
     """Return Tr(Sigma_W (B^T B)^+) for the factor of `pinv_factor`."""
-    return float(np.einsum("rp,pq,rq->", factor, within, factor, optimize=True))
+    return float(((factor @ within) * factor).sum())
 
 
 def centred_rows(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
