@@ -64,3 +64,5 @@ class Solution:
     layer_means: tuple[torch.Tensor, ...] | None = None  # depth > 1: (K, d) class means of H_1, then after each activation
     layer_ranks: tuple[int, ...] | None = None  # depth > 1: singular values above 1e-2 of the largest, per layer mean
     structure: str = ""  # depth > 1: zero, dnc, srg, pairs, circle, below both, other, unconverged
+    # depth > 1: by how much each norm balance fails, relative (`ufm.solvers.balance.Balance`); nan at the zero solution
+    balance: dict[str, float] | None = None

@@ -12,15 +12,16 @@ import torch
 from ufm.errors import RequestError
 from ufm.problem import Problem
 from ufm.solution import Solution, Status
-from ufm.solvers import deep
+from ufm.solvers import balance, deep, kinks
 from ufm.theory import deep as deep_theory
 
 METHODS = ("auto", "adam", "lbfgs")
 RANK_SHARE = 1e-2  # measures.md: rank_numeric counts singular values above this share of the largest
 LOSS_MATCH = 1e-4  # relative distance at which an end point counts as a structure; the next one is at least 1 % away
-# A ReLU end point lies on kinks, where no gradient vanishes. It counts as settled when its norms are balanced to this and a
-# further cool stage of Adam, as long as this, lowers the loss by less than this share.
-BALANCE_MATCH, COOL_STAGE, PLATEAU = 1e-2, (0.003, 100), 3e-5
+# A ReLU end point lies on kinks, where no gradient vanishes. It counts as settled when its norms are balanced to this and
+# either its subgradient is this small or a cool stage of Adam, as long as this, lowers the loss by less than this share.
+BALANCE_MATCH, SUBGRADIENT, COOL_STAGE, PLATEAU = 1e-6, 1e-6, (0.003, 100), 3e-5
+FULL_RECIPE = sum(n for _, n in deep.ADAM_STAGES)
 
 
 def solve_deep(
@@ -41,7 +42,8 @@ def solve_deep(
         run_seeds: one root seed per problem (default 0); the same seed gives the same start at every weight decay.
         method: "adam" (two stages, the default for ReLU), "lbfgs" (the default for linear) or "auto".
         init_scale: s of the weight entries N(0, s^2/d); G entries are N(0, 1/d).
-        steps: L-BFGS step limit, or the total of both Adam stages (default 5500).
+        steps: L-BFGS step limit, or the total of both Adam stages (default 5500). With the default or more, ReLU end points
+            are polished afterwards (`ufm.solvers.kinks`); with less, a run stops there, whatever the point looks like.
         tol: relative gradient at which L-BFGS stops.
     """
     if method not in METHODS:
@@ -61,6 +63,8 @@ def solve_deep(
             stages = deep.ADAM_STAGES if steps is None else _scaled_stages(steps)
             deep.adam(batch, x, stages, stop)
             done = sum(n for _, n in stages)
+            if activation == "relu" and done >= FULL_RECIPE and not stop():
+                kinks.polish(batch, x, stop)
         else:
             _, _, done = deep.lbfgs(batch, x, tol, steps or 3000, stop)
         for i, end in zip(members, _ends(batch, x), strict=True):
@@ -82,22 +86,25 @@ class End:
     bias: torch.Tensor
     roots: torch.Tensor  # sqrt(n_k)
     loss: float
-    residual: float  # relative gradient
-    imbalance: float  # max/min - 1 of lambda |.|^2 over layers and features
+    residual: float  # relative gradient; of the subgradient on its activation pattern for ReLU
+    balance: dict[str, float]  # measured: layers, neurons, features, ray (`ufm.solvers.balance.Balance`)
     decrease: float  # share of the loss that one more cool stage of Adam takes off (ReLU; 0 otherwise)
 
 
 def _ends(batch: deep.Batch, x: torch.Tensor) -> list[End]:
     gradient = torch.empty_like(x)
     loss = batch.value_and_gradient(x, gradient)
-    residual = deep.relative_gradient(batch, x, gradient)
-    weights, features, bias = batch.views(x.cpu())
-    roots, lambdas = batch.roots.cpu(), batch.lambdas.cpu()
-    energies = torch.stack([(w**2).sum((1, 2)) for w in weights] + [(features**2).sum((1, 2))], 1) * lambdas
-    imbalance = energies.amax(1) / energies.amin(1).clamp_min(1e-300) - 1
     decrease = torch.zeros_like(loss)
     if batch.shape.activation == "relu":
-        decrease = (loss - deep.adam(batch, x.clone(), (COOL_STAGE,))) / loss.abs()
+        residual = kinks.identify(batch, x)[1].residual
+        probe = torch.nonzero(~(residual <= SUBGRADIENT))[:, 0]
+        if len(probe):
+            decrease[probe] = 1 - deep.adam(batch.take(probe), x[probe], (COOL_STAGE,)) / loss[probe]
+    else:
+        residual = deep.relative_gradient(batch, x, gradient)
+    measured = balance.measure(batch, x)
+    weights, features, bias = batch.views(x.cpu())
+    roots = batch.roots.cpu()
     return [
         End(
             tuple(w[i].clone() for w in weights),
@@ -106,7 +113,7 @@ def _ends(batch: deep.Batch, x: torch.Tensor) -> list[End]:
             roots[i],
             float(loss[i]),
             float(residual[i]),
-            float(imbalance[i]),
+            {name: float(getattr(measured, name)[i]) for name in ("layers", "neurons", "features", "ray")},
             float(decrease[i]),
         )
         for i in range(len(x))
@@ -120,8 +127,10 @@ def _solution(problem: Problem, end: End, *, method: str, steps: int, tol: float
         states.append(state.relu() if problem.activation == "relu" else state)
     output = end.weights[-1] @ states[-1]
     ranks = tuple(_rank(state * end.roots) for state in states)
-    on_kinks = problem.activation == "relu" and end.imbalance < BALANCE_MATCH and end.decrease < PLATEAU
-    settled = end.residual <= 10 * tol or on_kinks
+    on_kinks = problem.activation == "relu" and (end.residual <= SUBGRADIENT or end.decrease < PLATEAU)
+    match = BALANCE_MATCH if problem.activation == "relu" else max(BALANCE_MATCH, 1e3 * tol)
+    balanced = all(value <= match for value in end.balance.values())  # nan, at zero, is not
+    settled = balanced and (end.residual <= 10 * tol or on_kinks)
     structure, status = classify(end.loss, ranks, _known_losses(problem), settled, float(output.norm()))
     bias = end.bias - end.bias.mean() if problem.loss == "ce" else end.bias.clone()
     return Solution(
@@ -140,6 +149,7 @@ def _solution(problem: Problem, end: End, *, method: str, steps: int, tol: float
         layer_means=tuple(s.T.contiguous() for s in states),
         layer_ranks=ranks,
         structure=structure,
+        balance=end.balance,
     )
 
 
@@ -171,7 +181,7 @@ def classify(
         # Equal losses (pairs and circle at K = 4): the number of directions decides.
         preferred = {"dnc": max(ranks), "srg": ranks[min(1, len(ranks) - 1)]}
         name = min(near, key=lambda n: (abs(loss - near[n]), preferred.get(n, 0)))
-        return name, Status.CONVERGED
+        return name, Status.CONVERGED if settled else Status.STEP_LIMIT
     if not settled:
         return "unconverged", Status.STEP_LIMIT
     lowest = min((value for name, value in known.items() if name != "zero"), default=None)

@@ -8,9 +8,10 @@ handful of elementwise operations, a gradient is 2L batched products.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from ufm.problem import Problem
 # a cosine to zero. One stage alone leaves low-rank solutions 1e-4 above their value, because they sit on ReLU kinks.
 ADAM_STAGES = ((0.02, 3000), (0.003, 2500))
 BETAS, EPSILON = (0.9, 0.999), 1e-12
+
+
+Parts = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]  # [W_1 .. W_L], G, b of B cells
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,29 @@ class Batch:
         rates = [[*p.layer_lambdas, p.lambda_h] for p in problems]
         self.lambdas = torch.tensor(rates, dtype=torch.float64, device=device)  # (B, L+1): W_1 .. W_L, G
         ridge = torch.tensor([p.lambda_b for p in problems], dtype=torch.float64, device=device)
-        sizes = torch.tensor(self.shape.sizes, device=device)
-        self.penalty = torch.repeat_interleave(torch.cat([self.lambdas, ridge[:, None]], 1), sizes, dim=1)
+        self.penalty = self._spread(torch.cat([self.lambdas, ridge[:, None]], 1))
         self.eye = torch.eye(self.shape.classes, dtype=torch.float64, device=device)
+        self.target = self.eye * self.roots[:, None, :]  # Y diag(sqrt n)
 
-    def views(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    def _spread(self, rates: torch.Tensor) -> torch.Tensor:
+        """Return the rate of every entry (B, P) from those of W_1 .. W_L, G, b (B, L+2)."""
+        return torch.repeat_interleave(rates, torch.tensor(self.shape.sizes, device=rates.device), dim=1)
+
+    def narrow(self, dim: int) -> Batch:
+        """Return the same problems with layers of width `dim`."""
+        part = copy.copy(self)
+        part.shape = replace(self.shape, dim=dim)
+        part.penalty = part._spread(torch.cat([self.lambdas, self.penalty[:, -1:]], 1))
+        return part
+
+    def take(self, cells: torch.Tensor) -> Batch:
+        """Return the batch of some cells (indices or mask), copied."""
+        part = copy.copy(self)
+        for name in ("total", "roots", "weight", "lambdas", "penalty", "target"):
+            setattr(part, name, getattr(self, name)[cells])
+        return part
+
+    def views(self, x: torch.Tensor) -> Parts:
         """Return ([W_1 .. W_L], G, b) as views into the rows of x."""
         s, parts = self.shape, x.split(self.shape.sizes, dim=1)
         weights = [p.view(-1, s.dim, s.dim) for p in parts[: s.depth - 1]]
@@ -74,40 +96,64 @@ class Batch:
 
     def value_and_gradient(self, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Return the objective (B,) and write its gradient (B, P) into `gradient`."""
-        weights, features, bias = self.views(x)
-        steps, feature_step, bias_step = self.views(gradient)
+        output = self.data_gradient(self.views(x), self.views(gradient))
+        weighted = self.penalty * x
+        gradient += weighted
+        return self.data_term(output, self.views(x)[2]) + 0.5 * (weighted * x).sum(1)
+
+    def value(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the objective (B,)."""
+        weights, state, bias = self.views(x)
+        for weight in weights[:-1]:
+            state = torch.bmm(weight, state)
+            state = state.relu_() if self.shape.activation == "relu" else state
+        return self.data_term(torch.bmm(weights[-1], state), bias) + 0.5 * (self.penalty * x * x).sum(1)
+
+    def data_gradient(self, point: Parts, steps: Parts) -> torch.Tensor:
+        """Write the data term's gradient at ([W_1 .. W_L], G, b) into like-shaped `steps`; return the output Z diag(sqrt n)."""
+        (weights, features, bias), (weight_steps, feature_step, bias_step) = point, steps
+        relu = self.shape.activation == "relu"
         hidden = [features]  # inputs of each layer
         for weight in weights[:-1]:
             state = torch.bmm(weight, hidden[-1])
-            hidden.append(state.relu_() if self.shape.activation == "relu" else state)
+            hidden.append(state.relu_() if relu else state)
         output = torch.bmm(weights[-1], hidden[-1])
-        fit, signal = self._fit(output, bias, bias_step)
-        torch.bmm(signal, hidden[-1].transpose(1, 2), out=steps[-1])
+        signal = self.data_signal(output, bias, bias_step)
+        torch.bmm(signal, hidden[-1].transpose(1, 2), out=weight_steps[-1])
         for layer in range(self.shape.depth - 1, 0, -1):
             signal = torch.bmm(weights[layer].transpose(1, 2), signal)
-            if self.shape.activation == "relu":
-                signal = signal.mul_(hidden[layer] > 0)  # the derivative at a kink is 0
-            torch.bmm(signal, hidden[layer - 1].transpose(1, 2), out=steps[layer - 1])
+            if relu:
+                # One kernel for signal * (hidden > 0): the derivative at a kink is 0.
+                signal = torch.ops.aten.threshold_backward(signal, hidden[layer], 0)
+            torch.bmm(signal, hidden[layer - 1].transpose(1, 2), out=weight_steps[layer - 1])
         torch.bmm(weights[0].transpose(1, 2), signal, out=feature_step)
-        weighted = self.penalty * x
-        gradient += weighted
-        return fit + 0.5 * (weighted * x).sum(1)
+        return output
 
-    def _fit(self, output: torch.Tensor, bias: torch.Tensor, bias_step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the data term (B,) and its gradient with respect to `output` = Z diag(sqrt n); fill the bias gradient."""
-        roots = self.roots[:, None, :]
-        if self.shape.loss == "mse":
-            residual = (output + (bias[:, :, None] - self.eye) * roots) / self.total[:, None, None]
-            fit = 0.5 * self.total * (residual**2).sum((1, 2))
+    def data_signal(self, output: torch.Tensor, bias: torch.Tensor, bias_step: torch.Tensor) -> torch.Tensor:
+        """Return the data term's gradient with respect to `output`, (B, K, K); fill the bias gradient."""
+        residual = self._residual(output, bias)
+        if self.shape.bias:
+            torch.sum(residual * self.roots[:, None, :], 2, out=bias_step)
         else:
-            log_probability = torch.log_softmax(output / roots + bias[:, :, None], dim=1)
-            fit = -(self.weight * log_probability.diagonal(dim1=1, dim2=2)).sum(1)
-            residual = log_probability.exp()
-            residual.diagonal(dim1=1, dim2=2).zero_()  # the own class is minus the others' sum: p - 1 loses all digits
-            residual.diagonal(dim1=1, dim2=2).copy_(-residual.sum(1))
-            residual = residual * roots / self.total[:, None, None]
-        bias_step.copy_((residual * roots).sum(2) if self.shape.bias else torch.zeros_like(bias))
-        return fit, residual
+            bias_step.zero_()
+        return residual
+
+    def data_term(self, output: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Return the data term (B,) at an output."""
+        if self.shape.loss == "mse":
+            return 0.5 * self.total * (self._residual(output, bias) ** 2).sum((1, 2))
+        log_probability = torch.log_softmax(output / self.roots[:, None, :] + bias[:, :, None], dim=1)
+        return -(self.weight * log_probability.diagonal(dim1=1, dim2=2)).sum(1)
+
+    def _residual(self, output: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        roots, total = self.roots[:, None, :], self.total[:, None, None]
+        if self.shape.loss == "mse":
+            target = (self.eye - bias[:, :, None]) * roots if self.shape.bias else self.target
+            return (output - target).div_(total)
+        residual = torch.log_softmax(output / roots + bias[:, :, None], dim=1).exp_()
+        residual.diagonal(dim1=1, dim2=2).zero_()  # the own class is minus the others' sum: p - 1 loses all digits
+        residual.diagonal(dim1=1, dim2=2).copy_(-residual.sum(1))
+        return residual.mul_(roots).div_(total)
 
 
 def check(problem: Problem) -> None:
@@ -141,20 +187,51 @@ def adam(
     stages: Sequence[tuple[float, int]] = ADAM_STAGES,
     stop: Callable[[], bool] = lambda: False,
 ) -> torch.Tensor:
-    """Run Adam with a cosine to zero in each stage, in place on x (B, P); return the last step's loss (B,)."""
-    x.grad = torch.empty_like(x)
-    loss = torch.full((len(x),), math.nan, dtype=x.dtype, device=x.device)
-    for rate, steps in stages:
-        # One fused kernel per step: written out, Adam's seven passes over the parameters cost more than the gradient.
-        optimizer = torch.optim.Adam([x], lr=rate, betas=BETAS, eps=EPSILON, fused=True)
-        for step in range(steps):
-            loss = batch.value_and_gradient(x, x.grad)
-            optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-            optimizer.step()
+    """Run Adam with a cosine to zero in each stage, in place on x (B, P); return the loss at the end (B,).
+
+    The parameters are kept layer by layer here, not cell by cell: products written into a strided view cost half as much again.
+    """
+    from torch.optim.adam import adam as fused_step  # the function: the class imports the compiler, which takes a second
+
+    layers, columns = _blocks(batch, x), _blocks(batch, batch.penalty.expand_as(x))
+    point, decay = _parts(batch, layers), columns
+    gradient, weighted = torch.zeros_like(layers), torch.empty_like(layers)
+    steps = _parts(batch, gradient)
+    for rate, count in stages:
+        moments, clock = (torch.zeros_like(layers), torch.zeros_like(layers)), torch.zeros((), device=x.device)
+        for step in range(count):
+            batch.data_gradient(point, steps)
+            gradient.add_(torch.mul(decay, layers, out=weighted))
+            # One fused kernel per step: written out, Adam's seven passes over the parameters cost more than the gradient.
+            fused_step(
+                [layers], [gradient], [moments[0]], [moments[1]], [], [clock],
+                fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], eps=EPSILON, weight_decay=0.0, maximize=False,
+                lr=rate * 0.5 * (1 + math.cos(math.pi * step / count)),
+            )  # fmt: skip
             if step % 100 == 99 and stop():
                 break
-    x.grad = None
-    return loss
+    for mine, moved in zip(_flat(batch.views(x)), _flat(point), strict=True):
+        mine.copy_(moved)
+    return batch.value(x)
+
+
+def _blocks(batch: Batch, x: torch.Tensor) -> torch.Tensor:
+    """Return the entries of x (B, P) as one flat array, all cells of W_1 first, then of W_2, ..."""
+    return torch.cat([part.reshape(-1) for part in x.split(batch.shape.sizes, dim=1)])
+
+
+def _parts(batch: Batch, flat: torch.Tensor) -> Parts:
+    """Return ([W_1 .. W_L], G, b) as contiguous views of `_blocks`."""
+    s, cells = batch.shape, len(batch.total)
+    shapes = [(s.dim, s.dim)] * (s.depth - 1) + [(s.classes, s.dim), (s.dim, s.classes), (s.classes,)]
+    *weights, features, bias = (
+        part.view(cells, *shape) for part, shape in zip(flat.split([cells * n for n in s.sizes]), shapes, strict=True)
+    )
+    return weights, features, bias
+
+
+def _flat(parts: Parts) -> list[torch.Tensor]:
+    return [*parts[0], parts[1], parts[2]]
 
 
 # --- batched L-BFGS: the linear models, where nothing has a kink ----------------------------------------------------
@@ -169,6 +246,7 @@ def lbfgs(
     tol: float = 1e-11,
     max_steps: int = 3000,
     stop: Callable[[], bool] = lambda: False,
+    memory: int = MEMORY,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Minimise from x (B, P), in place; return (loss (B,), relative gradient (B,), steps).
 
@@ -193,7 +271,7 @@ def lbfgs(
         curvature = (s * y).sum(1)
         # A pair without curvature (a cell that is done, or a failed search) gets weight 0 and drops out of the recursion.
         inverse = torch.where(curvature > 0, 1 / curvature.clamp_min(1e-300), torch.zeros_like(curvature))
-        history = [*history[-(MEMORY - 1) :], (s, y, inverse)]
+        history = [*history[-(memory - 1) :], (s, y, inverse)]
         x.copy_(moved)
         loss, gradient = new_loss, new_gradient
         if not bool((s != 0).any()):

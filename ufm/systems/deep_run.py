@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,8 @@ def _row(problem: Problem, solution: Solution, known: dict[str, Prediction]) -> 
         "structure": solution.structure,
         "structures": losses,
         "layer_ranks": list(solution.layer_ranks or ()),
-        "balance": _imbalance(problem, solution),
+        "balance": _finite(solution.balance).get("layers"),
+        "norm_balance": _finite(solution.balance),
         "gradient_norm": solution.gradient_norm,
         "iterations": solution.iterations,
         "layers": _layers(problem, solution),
@@ -86,12 +88,9 @@ def _output(problem: Problem, solution: Solution, prediction: Prediction | None)
     return found
 
 
-def _imbalance(problem: Problem, solution: Solution) -> float | None:
-    """Return max/min - 1 of lambda_l |W_l|^2 over all layers and the features: 0 at a stationary point without bias."""
-    counts = problem.count_vector[:, None]
-    energies = [lam * float((w**2).sum()) for lam, w in zip(problem.layer_lambdas, solution.weights or (), strict=True)]
-    energies.append(problem.lambda_h * float((counts * solution.H.numpy() ** 2).sum()))
-    return max(energies) / min(energies) - 1 if min(energies) > 0 else None
+def _finite(found: dict[str, float] | None) -> dict[str, float | None]:
+    """Return the norm balance with None in place of nan: the zero solution has none."""
+    return {name: value if math.isfinite(value) else None for name, value in (found or {}).items()}
 
 
 def _layers(problem: Problem, solution: Solution) -> list[dict[str, Any]]:
