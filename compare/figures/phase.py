@@ -24,6 +24,7 @@ SHARES = {
     "srg": ("At the SRG solution", lambda row: row.get("structure") == "srg"),
 }
 MAP_LEAST = 3  # values of each of two options from which on a heat map is drawn
+MAPS_MOST = 4  # heat maps beside each other, over the values of a third option
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
 
     Over one option (the initial scale, say): (a) the share below deep neural collapse (DNC), (b) the share at the strongly
     regular graph solution, with Clopper-Pearson intervals, one curve for each other option. Over two others of three or more
-    values each: the share below DNC as a heat map, with the line where zero becomes the lower of DNC and zero.
+    values each: the share below DNC as a heat map, with the line where zero becomes the lower of DNC and zero; a third option
+    (the depth, or the one of fewest values) of at most four values gives one map each.
 
     Raises:
         RequestError: no deep sweep, or one whose settings differ in no number.
@@ -60,13 +62,23 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     if any(row["parameters"].get("steps") is None for row in rows):  # runs that were cut short say nothing of end points
         rows = [row for row in rows if row["parameters"].get("steps") is None]
     options = {name: v for name, v in differing(rows).items() if all(isinstance(x, (int, float)) for x in v)}
-    wide = [name for name, values in options.items() if len(values) >= MAP_LEAST]
-    if len(options) == len(wide) == 2 and "init_scale" not in options:
-        return _heat(rows, wide, style)
+    plane, third = _plane(options)
+    if plane and len(differing(rows)) == len(options):
+        return _heat(rows, plane, third, style)
     if not options:
         raise RequestError("the settings differ in no numeric option; sweep --init-scale, --dim or --lambda-w")
     along = "init_scale" if "init_scale" in options else max(options, key=lambda name: len(options[name]))
     return _curves(rows, along, [name for name in differing(rows) if name != along], style)
+
+
+def _plane(options: Mapping[str, Sequence[Any]]) -> tuple[list[str], str]:
+    """Return the two options of a heat map and the third that gives one map a value ("": none); no options where curves serve."""
+    if "init_scale" in options or not 2 <= len(options) <= 3:
+        return [], ""
+    few = sorted((name for name, values in options.items() if len(values) <= MAPS_MOST), key=lambda name: len(options[name]))
+    third = "" if len(options) == 2 else "depth" if "depth" in few else few[0] if few else ""
+    plane = [name for name in options if name != third]
+    return (plane, third) if len(plane) == 2 and all(len(options[name]) >= MAP_LEAST for name in plane) else ([], "")
 
 
 # --- shares over one option ------------------------------------------------------------------------------------------
@@ -150,52 +162,86 @@ def _share_axis(ax: Any, name: str, label: str, groups: Mapping[str, Any]) -> No
 # --- a heat map over two options -------------------------------------------------------------------------------------
 
 
-def _heat(rows: Sequence[dict[str, Any]], names: Sequence[str], style: Style) -> Drawing:
+def _heat(rows: Sequence[dict[str, Any]], names: Sequence[str], third: str, style: Style) -> Drawing:
     along, up = sorted(names, key=lambda name: name in ("dim", "depth", "classes"))  # sizes go up, penalties along
     xs, ys = (sorted({float(row["parameters"][name]) for row in rows}) for name in (along, up))
-    shares = np.full((len(ys), len(xs)), np.nan)
-    numbers = np.zeros(shares.shape, int)
+    groups = sorted({row["parameters"][third] for row in rows}) if third else [None]
+    out: list[tuple[Any, ...]] = []
+    with style.applied():
+        columns = min(len(groups), 4 if style.wide else 2)
+        height = 0.62 * style.width if columns == 1 else 0.95 * style.width / columns
+        figure, grid = panels(style, -(-len(groups) // columns), columns, height, sharex=True, sharey=True)
+        legend = Legend()
+        for ax in grid.ravel()[len(groups) :]:
+            ax.remove()
+        for ax, value in zip(grid.ravel(), groups, strict=False):
+            here = [row for row in rows if not third or row["parameters"][third] == value]
+            panel = "phase" if value is None else f"phase {third} = {value:g}"
+            out += _map(ax, here, (along, up), (xs, ys), panel, legend)
+            title(ax, panel, "Share of starts below DNC" if value is None else f"{SYMBOLS.get(third, escape(third))} = {value:g}")
+        for ax in grid[-1]:
+            ax.set_xlabel(SYMBOLS.get(along, escape(along)))
+        for ax in grid[:, 0]:
+            ax.set_ylabel(SYMBOLS.get(up, escape(up)))
+        _colours(figure, [ax for ax in grid.ravel() if ax.figure is not None], "" if not third else "Share of starts below DNC")
+        if not third:
+            make_square(figure, grid[0, 0])
+        finish(figure, style, legend)
+    return Drawing(figure, COLUMNS, out, _notes(rows))
+
+
+def _map(
+    ax: Any, rows: Sequence[dict[str, Any]], names: tuple[str, str], at: tuple[list[float], ...], panel: str, legend: Legend
+) -> list[tuple[Any, ...]]:
+    """Draw one heat map; return its rows of the CSV."""
+    (along, up), (xs, ys) = names, at
+    shares, numbers = np.full((len(ys), len(xs)), np.nan), np.zeros((len(ys), len(xs)), int)
     for i, y in enumerate(ys):
         for j, x in enumerate(xs):
             here = [r for r in rows if r["parameters"][along] == x and r["parameters"][up] == y]
             if here:
                 numbers[i, j], shares[i, j] = len(here), np.mean([SHARES["below"][1](row) for row in here])
     line = _threshold(rows, along, up, xs, ys)
-    with style.applied():
-        figure, grid = panels(style, 1, 1, 0.62 * style.width)
-        legend = Legend()
-        _mesh(figure, grid[0, 0], shares, xs, ys, (along, up))
-        if len(line.x):
-            grid[0, 0].plot(line.x, line.value, color="#000000", linestyle=LOOKS["theory"].dashes, lw=1.2, zorder=3,
-                            gid=f"curve:{line.key}", label=ZERO_LINE)  # fmt: skip
-            legend.line(ZERO_LINE, LOOKS["theory"])
-        make_square(figure, grid[0, 0])
-        finish(figure, style, legend)
-    out = [("phase", f"{up} = {y:g}", x, shares[i, j], np.nan, np.nan, int(numbers[i, j]), "")
-           for i, y in enumerate(ys) for j, x in enumerate(xs)]  # fmt: skip
-    return Drawing(figure, COLUMNS, out + line.rows("phase"), _notes(rows))
+    _mesh(ax, shares, xs, ys, 3 if panel != "phase" else 6)
+    if len(line.x):
+        ax.plot(line.x, line.value, color="#000000", linestyle=LOOKS["theory"].dashes, lw=1.2, zorder=3,
+                gid=f"curve:{line.key}", label=ZERO_LINE)  # fmt: skip
+        legend.line(ZERO_LINE, LOOKS["theory"])
+    cells = [(panel, f"{up} = {y:g}", x, shares[i, j], np.nan, np.nan, int(numbers[i, j]), "")
+             for i, y in enumerate(ys) for j, x in enumerate(xs)]  # fmt: skip
+    return cells + line.rows(panel)
 
 
 ZERO_LINE = "Theory: zero is below DNC to the right"
 
 
-def _mesh(figure: Any, ax: Any, shares: np.ndarray, xs: list[float], ys: list[float], names: tuple[str, str]) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
+def _mesh(ax: Any, shares: np.ndarray, xs: list[float], ys: list[float], labels: int) -> None:
+    """Draw equally wide cells; at most so many labels along."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-    colors = LinearSegmentedColormap.from_list("ufm", list(COLORS)).with_extremes(bad="#d0d0d0")
-    mesh = ax.pcolormesh(np.arange(len(xs) + 1) - 0.5, np.arange(len(ys) + 1) - 0.5, shares, vmin=0, vmax=1, cmap=colors,
-                         linewidth=0, gid="heat:phase")  # fmt: skip
-    for axis, values in ((ax.xaxis, xs), (ax.yaxis, ys)):
-        stride = -(-len(values) // 6)
+    ax.pcolormesh(np.arange(len(xs) + 1) - 0.5, np.arange(len(ys) + 1) - 0.5, shares, vmin=0, vmax=1, cmap=_colour_map(),
+                  linewidth=0, gid="heat:phase")  # fmt: skip
+    for axis, values, most in ((ax.xaxis, xs, labels), (ax.yaxis, ys, 6)):
+        stride = -(-len(values) // most)
         axis.set_major_locator(FixedLocator(list(range(0, len(values), stride))))
         axis.set_major_formatter(FixedFormatter([f"{v:.2g}" for v in values[::stride]]))
         axis.set_minor_locator(NullLocator())
-    ax.set_xlabel(SYMBOLS.get(names[0], escape(names[0])))
-    ax.set_ylabel(SYMBOLS.get(names[1], escape(names[1])))
-    title(ax, "phase", "Share of starts below DNC")
-    bar = figure.colorbar(mesh, ax=ax, location="right", fraction=0.06, pad=0.02)
+
+
+def _colour_map() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("ufm", list(COLORS)).with_extremes(bad="#d0d0d0")
+
+
+def _colours(figure: Any, axes: list[Any], label: str) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), _colour_map()), ax=axes, location="right", fraction=0.06, pad=0.02)
     bar.ax.set_label("colours")
+    if label:
+        bar.set_label(label)
     bar.outline.set_visible(False)
 
 

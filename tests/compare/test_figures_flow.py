@@ -1,6 +1,7 @@
 """The figures of theory sweeps: what they show of flows and of end points, and what they refuse."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sweep_tables import ends, flows, plane, run
 
 import compare
 from compare import figures
+from compare.figures import cells
 from compare.figures.phase import Count
 from compare.style import Style
 from ufm.errors import RequestError
@@ -80,13 +82,28 @@ def test_the_interval_of_a_share_is_clopper_and_pearson():
 def test_two_options_make_a_heat_map_with_the_line_of_theory(plane_table, width):
     drawing = figures.draw("phase", plane_table, Style.of(width))
     assert collisions(drawing.figure) == []
-    cells = [row for row in drawing.rows if row[1].startswith("dim = ")]
-    assert len(cells) == 15 and {row[6] for row in cells} == {3}
+    shares = [row for row in drawing.rows if row[1].startswith("dim = ")]
+    assert len(shares) == 15 and {row[6] for row in shares} == {3}
     # DNC and zero have equal loss at g = (n P)^(1/4) K = g_crit = (2/3)^(1/2) / 3, with P = lambda_h lambda_w^3.
     edge = (((2 / 3) ** 0.5 / 3 / 3) ** 4 / 50 / 4e-3) ** (1 / 3)
     place = np.interp(math.log10(edge), [-3, -2.5, -2, -1.5, -1], range(5))
     x, _ = curve(drawing, "phase", "zero")
     assert len(x) == 6 and x == pytest.approx(np.full(6, place), abs=1e-9)
+
+
+@pytest.mark.parametrize("width", ["neurips", "icml", "75"])
+def test_a_third_option_makes_one_map_each(plane_table, width):
+    """The same sweep at two depths, the second with every start below deep neural collapse."""
+    rows = [dict(row) for row in cells.sweep_rows(plane_table, "phase", "deep", "")]
+    deeper = [{**row, "parameters": {**row["parameters"], "depth": 4}, "over_dnc": 0.5} for row in rows]
+    with mock.patch("compare.figures.phase.sweep_rows", lambda *_: rows + deeper):
+        drawing = figures.draw("phase", plane_table, Style.of(width))
+    assert collisions(drawing.figure) == []
+    for depth, share in ((3, None), (4, 1.0)):
+        here = [row for row in drawing.rows if row[0] == f"phase depth = {depth}" and row[1].startswith("dim = ")]
+        assert len(here) == 15 and (share is None or {row[3] for row in here} == {share})
+    alone = figures.draw("phase", plane_table, Style.of(width))
+    assert [row[3] for row in alone.rows] == [row[3] for row in drawing.rows if row[0] == "phase depth = 3"]
 
 
 def test_what_cannot_be_drawn_is_one_line(flow_table, end_table, tmp_path):
