@@ -62,8 +62,9 @@ def _accident(spec, seed):
     """Whether this cell's accident happens (again); each one leaves a mark, which also counts them."""
     if spec.marks is None:
         return True
-    folder = Path(spec.marks)
-    before = len(list(folder.glob(f"{spec.x}-{spec.k}-{seed}-*")))
+    folder, before = Path(spec.marks), 0
+    while (folder / f"{spec.x}-{spec.k}-{seed}-{before}").exists():
+        before += 1
     (folder / f"{spec.x}-{spec.k}-{seed}-{before}").touch()
     return before < spec.deaths
 

@@ -129,10 +129,19 @@ def examples(*pairs: tuple[str, str]) -> str:
 class Commands(click.Group):
     """A group whose commands are a table of entries, imported on use; an unknown name gets a suggestion."""
 
-    def __init__(self, name: str, table: Mapping[str, Entry], *, help: str, epilog: str = "", what: str = "command") -> None:
-        """`table`: name -> Entry of a click.Command, or of a function that returns one given nothing."""
+    def __init__(
+        self,
+        name: str,
+        table: Mapping[str, Entry],
+        *,
+        help: str,
+        epilog: str = "",
+        what: str = "command",
+        make: Callable[[str], click.Command] | None = None,
+    ) -> None:
+        """`table`: name -> Entry of a click.Command, or of a function that returns one given nothing; or `make` does, by name."""
         super().__init__(name=name, help=help, epilog=epilog)
-        self.table, self.what = table, what
+        self.table, self.what, self.make = table, what, make
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Show the help where no command is named, as a wrong request: click 8.1 would call it a success."""
@@ -149,6 +158,8 @@ class Commands(click.Group):
         """Return the command, imported now; None for an unknown one."""
         if name not in self.table:
             return None
+        if self.make is not None:
+            return self.make(name)
         found = load(self.table, name, self.what)
         return found if isinstance(found, click.Command) else found()
 

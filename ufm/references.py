@@ -45,6 +45,18 @@ REFERENCES: dict[str, dict[str, str]] = {
         "year": "2022",
         "eprint": "2201.08924",
     },
+    "bertsekas1982": {
+        "title": "Projected Newton Methods for Optimization Problems with Simple Constraints",
+        "author": "Dimitri P. Bertsekas",
+        "year": "1982",
+        "venue": "SIAM Journal on Control and Optimization",
+    },
+    "byrd1995": {
+        "title": "A Limited Memory Algorithm for Bound Constrained Optimization",
+        "author": "Richard H. Byrd and Peihuang Lu and Jorge Nocedal and Ciyou Zhu",
+        "year": "1995",
+        "venue": "SIAM Journal on Scientific Computing",
+    },
     "cao2022": {
         "title": "Benign Overfitting in Two-layer Convolutional Neural Networks",
         "author": "Yuan Cao and Zixiang Chen and Mikhail Belkin and Quanquan Gu",
@@ -71,6 +83,18 @@ REFERENCES: dict[str, dict[str, str]] = {
         "year": "2024",
         "eprint": "2402.14047",
         "venue": "Neural-Symbolic Learning and Reasoning",
+    },
+    "dembo1983": {
+        "title": "Truncated-Newton algorithms for large-scale unconstrained optimization",
+        "author": "Ron S. Dembo and Trond Steihaug",
+        "year": "1983",
+        "venue": "Mathematical Programming",
+    },
+    "dormand1980": {
+        "title": "A family of embedded Runge-Kutta formulae",
+        "author": "J. R. Dormand and P. J. Prince",
+        "year": "1980",
+        "venue": "Journal of Computational and Applied Mathematics",
     },
     "fang2021": {
         "title": "Exploring deep neural networks via layer-peeled model: Minority collapse in imbalanced training",
@@ -183,6 +207,13 @@ REFERENCES: dict[str, dict[str, str]] = {
         "year": "2023",
         "eprint": "2310.05351",
     },
+    "kingma2015": {
+        "title": "Adam: A Method for Stochastic Optimization",
+        "author": "Diederik P. Kingma and Jimmy Ba",
+        "year": "2015",
+        "eprint": "1412.6980",
+        "venue": "International Conference on Learning Representations",
+    },
     "kini2023": {
         "title": "Symmetric Neural-Collapse Representations with Supervised Contrastive Loss: The Impact of ReLU and Batching",
         "author": "Ganesh Ramachandra Kini and Vala Vakilian and Tina Behnia and Jaidev Gill and Christos Thrampoulidis",
@@ -207,6 +238,12 @@ REFERENCES: dict[str, dict[str, str]] = {
         "author": "Pengyu Li and Xiao Li and Yutong Wang and Qing Qu",
         "year": "2023",
         "eprint": "2310.15903",
+    },
+    "liu1989": {
+        "title": "On the limited memory BFGS method for large scale optimization",
+        "author": "Dong C. Liu and Jorge Nocedal",
+        "year": "1989",
+        "venue": "Mathematical Programming",
     },
     "lu2020": {
         "title": "Neural Collapse with Cross-Entropy Loss",
@@ -239,6 +276,12 @@ REFERENCES: dict[str, dict[str, str]] = {
         "and Guillaume Lajoie",
         "year": "2020",
         "eprint": "2011.09468",
+    },
+    "polyak1964": {
+        "title": "Some methods of speeding up the convergence of iteration methods",
+        "author": "B. T. Polyak",
+        "year": "1964",
+        "venue": "USSR Computational Mathematics and Mathematical Physics",
     },
     "rangamani2023": {
         "title": "Feature learning in deep classifiers through Intermediate Neural Collapse",
@@ -356,7 +399,14 @@ REFERENCES: dict[str, dict[str, str]] = {
         "venue": "Advances in Neural Information Processing Systems",
     },
 }
-JOURNALS = ("Proceedings of the National Academy of Sciences",)
+JOURNALS = (
+    "Journal of Computational and Applied Mathematics",
+    "Mathematical Programming",
+    "Proceedings of the National Academy of Sciences",
+    "SIAM Journal on Control and Optimization",
+    "SIAM Journal on Scientific Computing",
+    "USSR Computational Mathematics and Mathematical Physics",
+)
 
 
 def cite(keys: str | list[str] | tuple[str, ...]) -> str:

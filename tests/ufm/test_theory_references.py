@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+import ufm
 from ufm.errors import RequestError
 from ufm.references import REFERENCES, cite
-from ufm.theory import PREDICTIONS, STRUCTURES
+from ufm.theory import PREDICTIONS, STATUS, STRUCTURES, TOLERANCE
 
 TABLES = (("ufm.losses", "LOSSES"), ("ufm.measure.names", "MEASURES"), ("ufm.systems", "SYSTEMS"), ("ufm.solvers", "SOLVERS"))
 
@@ -48,3 +49,46 @@ def test_each_work_once_in_order():
 def test_unknown_key():
     with pytest.raises(RequestError, match="did you mean 'zhu2021'"):
         cite("zhu2012")
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_what_the_list_says_of_a_prediction_holds_for_its_answers(name):
+    """On problems of every kind: the status is one of those listed, and the tolerance no larger."""
+    from ufm.prediction import DERIVED, EVIDENCE, STATED
+    from ufm.tables import load
+
+    assert set(STATUS) == set(TOLERANCE) == set(PREDICTIONS) and set(STATUS[name]) <= {DERIVED, EVIDENCE, STATED}
+    answers = [load(PREDICTIONS, name, "prediction")(problem) for problem in problems()]
+    answers = [answer for answer in answers if answer.applies]
+    assert answers and all(answer.status in STATUS[name] for answer in answers)
+    assert all(answer.tolerance <= TOLERANCE[name] for answer in answers)
+    assert all(answer.assumptions and answer.reference in REFERENCES for answer in answers)
+
+
+def problems():
+    soft = tuple(tuple(0.7 if i == j else 0.1 for j in range(4)) for i in range(4))
+    pairs = tuple(tuple(float(i in (a, b)) for i in range(4)) for a in range(4) for b in range(a))
+    free = [
+        ufm.Problem(4, dim, counts, loss=loss, bias=bias, lambda_b=0.01 * (bias == "ridge"), features=features, lambda_w=lambda_w)
+        for dim in (2, 6)
+        for counts in (5, (9, 9, 3, 3))
+        for loss in ("ce", "mse", "smoothing", "focal")
+        for bias in ("none", "free", "ridge")
+        for features in ("free", "nonnegative")
+        for lambda_w in (1e-3, 1e3)
+    ]
+    held = [
+        ufm.Problem(4, dim, 5, loss=loss, bias=bias, constraint=constraint, energy_w=0.1, energy_h=0.1)
+        for dim in (2, 6)
+        for loss in ("ce", "mse", "focal")
+        for bias in ("none", "free")
+        for constraint in ("sphere", "ball")
+    ]
+    rows = [
+        ufm.Problem(4, 6, 5, loss=loss, bias=bias, lambda_b=0.01 * (bias == "ridge"), targets=targets)
+        for loss in ("ce", "mse")
+        for bias in ("none", "ridge")
+        for targets in (soft, pairs)
+    ]
+    contrastive = [ufm.Problem(4, 6, 5, loss="supcon", constraint="sphere", features=f) for f in ("free", "nonnegative")]
+    return [*free, *held, *rows, *contrastive]

@@ -17,8 +17,9 @@ from ufm.tables import Entry, find, resolve_target
 TABLES = {
     "systems": Entry("ufm.systems:SYSTEMS", "what simulate and predict know"),
     "losses": Entry("ufm.losses:LOSSES", "loss per sample"),
-    "solvers": Entry("ufm.solvers:SOLVERS", "methods of --method"),
-    "predictions": Entry("ufm.theory:PREDICTIONS", "closed forms"),
+    "solvers": Entry("ufm.solvers:METHODS", "methods of --method"),
+    "predictions": Entry("ufm.theory:PREDICTIONS", "closed forms of the optimum, asked in this order by predict and simulate"),
+    "structures": Entry("ufm.theory:STRUCTURES", "geometries at their own best scale, optimal or not: ufm.structures in Python"),
     "measures": Entry("ufm.measure.names:MEASURES", "definitions, and whose convention each is"),
 }
 
@@ -69,28 +70,58 @@ def command(what: str | None, conventions: bool, as_json: bool, **given: Any) ->
             _show(name, key, entry)
 
 
-def _status(table: str, key: str) -> list[str]:
-    """Return how far a prediction may be trusted; nothing for what is no prediction."""
-    if table != "predictions":
-        return []
-    from ufm.theory import STATUS
-
-    return list(STATUS[key])
-
-
 def _record(table: str, key: str, entry: Entry) -> dict[str, Any]:
-    record = {"name": key, "summary": entry.summary, "assumptions": entry.assumptions, "reference": entry.reference or None}
-    status = _status(table, key)
-    return {**record, "status": status} if status else record
+    record: dict[str, Any] = {
+        "name": key,
+        "summary": entry.summary,
+        "assumptions": entry.assumptions,
+        "reference": entry.reference or None,
+        "work": _work(entry.reference),
+    }
+    if table == "predictions":
+        from ufm.theory import STATUS, TOLERANCE
+
+        record |= {"status": dict(STATUS[key]), "tolerance": TOLERANCE[key]}
+    return record
+
+
+def _work(reference: str) -> str | None:
+    """Return the title and the eprint of a reference."""
+    from ufm.references import REFERENCES
+
+    fields = REFERENCES.get(reference)
+    if fields is None:
+        return None
+    return f'"{fields["title"]}", {fields["year"]}' + (f", arXiv:{fields['eprint']}" if "eprint" in fields else "")
+
+
+NEEDS = {
+    "systems": "takes: ",
+    "solvers": "takes: ",
+    "predictions": "assumes: ",
+    "structures": "assumes: ",
+}  # else in its own words
 
 
 def _show(table: str, key: str, entry: Entry) -> None:
+    record = _record(table, key, entry)
+    if table == "measures":  # sixty names: two lines each
+        reference = f" [{entry.reference}]" if entry.reference else ""
+        lines = [(entry.summary + reference, ""), (entry.assumptions, "")]
+    else:
+        status = "; ".join(f"{told} ({where})" if where else told for told, where in record.get("status", {}).items())
+        reference = f"{entry.reference}: {record['work']}" if entry.reference else ""
+        tolerance = f"{record['tolerance']:g} relative, of the loss" if "tolerance" in record else ""
+        lines = [
+            (entry.summary, ""),
+            (entry.assumptions, NEEDS.get(table, "")),
+            (status, "status: "),
+            (tolerance, "tolerance: "),
+            (reference, "reference: "),
+        ]
     click.echo(f"  {key}")
-    reference = f" [{entry.reference}]" if entry.reference else ""
-    status = _status(table, key)
-    told = f"status: {status[0]}" + "".join(f"; in part {other}" for other in status[1:]) if status else ""
-    for text in (entry.summary + reference, entry.assumptions, told):
-        for line in textwrap.wrap(safe_text(text), 110):
+    for text, label in lines:
+        for line in textwrap.wrap(safe_text(label + text), 110, subsequent_indent="  ") if text else ():
             click.echo(f"      {line}")
 
 

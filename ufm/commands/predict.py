@@ -8,39 +8,13 @@ from typing import Any
 import click
 
 from ufm.commands import shared
-from ufm.console import Commands, examples, plain, print_json, print_table
-from ufm.spec import build, click_options, parameter, setting_of
-from ufm.systems import SYSTEMS, System
-from ufm.tables import Entry, resolve_target
+from ufm.console import plain, print_json, print_table
+from ufm.spec import build, parameter, setting_of
+from ufm.systems import System
+from ufm.tables import resolve_target
 
 SHOWN = 200
 MOST = 10_000  # closed forms are printed, not recorded
-
-group = Commands(
-    "predict",
-    {name: Entry(f"ufm.commands.predict:{name}", entry.summary) for name, entry in SYSTEMS.items()},
-    help="Print what theory predicts for a grid of problems, with the theorem's reference and status.",
-    epilog=examples(
-        ("ufm predict single --classes 4 --dim 6 --loss mse --bias free", "1 s"),
-        ("ufm predict single --classes 10 --lambda-w 1e-4:1e-1:10log --json", "1 s"),
-    ),
-    what="system",
-)
-
-
-def __getattr__(name: str) -> click.Command:
-    """Return the command of one system, made when it is asked for."""
-    if name not in SYSTEMS:
-        raise AttributeError(name)
-    system = shared.load_system(name)
-
-    def run(**flags: Any) -> int:
-        return predict(system, flags)
-
-    for spec in (shared.Chosen, system.spec):
-        run = click_options(spec)(run)
-    end = [(command.replace("simulate", "predict").partition(" --seeds")[0], "1 s") for command, _ in system.examples]
-    return click.command(name, help=f"{system.summary}: closed forms.", epilog=examples(*end))(run)
 
 
 def predict(system: System, flags: Mapping[str, Any]) -> int:
@@ -64,3 +38,19 @@ def predict(system: System, flags: Mapping[str, Any]) -> int:
             click.echo(f"... and {len(plan.cells) - SHOWN} more cells; --json prints up to {MOST}")
     applies = all(row.get("applies", True) for row in rows)
     return 1 if request.shared["strict"] and not applies else 0
+
+
+def command_of(name: str) -> click.Command:
+    """Return `ufm predict NAME`."""
+    system = shared.load_system(name)
+    shown = [(command.replace("simulate", "predict").partition(" --seeds")[0], "1 s") for command, _ in system.examples]
+    return shared.command_of(system, predict, (shared.Chosen,), f"{system.summary}: closed forms.", shown)
+
+
+group = shared.group_of(
+    "predict",
+    command_of,
+    "Print what theory predicts for a grid of problems, with the theorem's reference and status.",
+    ("ufm predict single --classes 4 --dim 6 --loss mse --bias free", "1 s"),
+    ("ufm predict single --classes 10 --lambda-w 1e-4:1e-1:10log --json", "1 s"),
+)

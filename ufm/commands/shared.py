@@ -7,12 +7,15 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import click
+
+from ufm.console import Commands, examples
 from ufm.errors import RequestError
-from ufm.spec import Cells, cells, option, read_toml, resolve
+from ufm.spec import Cells, cells, click_options, option, read_toml, resolve
 from ufm.systems import SYSTEMS, System
 from ufm.tables import load, suggest
 
@@ -46,6 +49,28 @@ class Working:
 def load_system(name: str) -> System:
     """Return a system by name."""
     return load(SYSTEMS, name, "system")
+
+
+def group_of(name: str, make: Callable[[str], click.Command], help: str, *shown: tuple[str, str]) -> Commands:
+    """Return the group `ufm NAME` of one command for every system, each made by `make` when it is asked for."""
+    return Commands(name, SYSTEMS, help=help, epilog=examples(*shown), what="system", make=make)
+
+
+def command_of(
+    system: System,
+    work: Callable[[System, Mapping[str, Any]], int],
+    common: Sequence[type],
+    help: str,
+    shown: Sequence[tuple[str, str]],
+) -> click.Command:
+    """Return the command of one system, its own options before the `common` ones; `work` gets the system and what was typed."""
+
+    def run(**flags: Any) -> int:
+        return work(system, flags)
+
+    for spec in reversed((system.spec, *common)):
+        run = click_options(spec)(run)
+    return click.command(system.name, help=help, epilog=examples(*shown))(run)
 
 
 @dataclass(frozen=True)

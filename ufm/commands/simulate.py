@@ -9,41 +9,16 @@ import click
 
 from ufm import machine
 from ufm.commands import shared
-from ufm.console import Commands, examples, plain, print_json, print_table, progress, reach, say
+from ufm.console import plain, print_json, print_table, progress, reach, say
 from ufm.errors import RunError
 from ufm.solution import Status
-from ufm.spec import build, click_options
-from ufm.systems import SYSTEMS, System
-from ufm.tables import Entry, resolve_target
+from ufm.spec import build
+from ufm.systems import System
+from ufm.tables import resolve_target
 
 SHOWN = 40  # rows of the table; the rest is in cells.jsonl
 SHARED = (shared.Chosen, shared.Working)
 GOOD = tuple(status.value for status in Status if status.ok)
-
-group = Commands(
-    "simulate",
-    {name: Entry(f"ufm.commands.simulate:{name}", entry.summary) for name, entry in SYSTEMS.items()},
-    help="Solve a grid of problems, certify, predict and measure each, and record the sweep.",
-    epilog=examples(
-        ("ufm simulate single --classes 10 --dim 64 --lambda-w 1e-5:1e-1:20log", "3 s"),
-        ("ufm simulate single --loss ce,mse --bias none,free --seeds 0:5 --workers 2", "6 s"),
-    ),
-    what="system",
-)
-
-
-def __getattr__(name: str) -> click.Command:
-    """Return the command of one system, made when it is asked for."""
-    if name not in SYSTEMS:
-        raise AttributeError(name)
-    system = shared.load_system(name)
-
-    def run(**flags: Any) -> int:
-        return simulate(system, flags)
-
-    for spec in (*reversed(SHARED), system.spec):
-        run = click_options(spec)(run)
-    return click.command(name, help=f"{system.summary}. Numeric options take a grid.", epilog=examples(*system.examples))(run)
 
 
 def simulate(system: System, flags: Mapping[str, Any]) -> int:
@@ -115,3 +90,19 @@ def _table(plan: Any, outcome: Any) -> None:
     if len(outcome.rows) > SHOWN:
         click.echo(f"... and {len(outcome.rows) - SHOWN} more cells")
     click.echo(f"run: {outcome.path}")
+
+
+def command_of(name: str) -> click.Command:
+    """Return `ufm simulate NAME`."""
+    system = shared.load_system(name)
+    help = f"{system.summary}. Numeric options take a grid."
+    return shared.command_of(system, simulate, SHARED, help, system.examples)
+
+
+group = shared.group_of(
+    "simulate",
+    command_of,
+    "Solve a grid of problems, certify, predict and measure each, and record the sweep.",
+    ("ufm simulate single --classes 10 --dim 64 --lambda-w 1e-5:1e-1:20log", "3 s"),
+    ("ufm simulate single --loss ce,mse --bias none,free --seeds 0:5 --workers 2", "6 s"),
+)

@@ -27,32 +27,37 @@ SOLVERS = {
         "ufm.solvers.lbfgs:LBFGS",
         "batched limited-memory BFGS with an exact, slope-only line search",
         "every loss, bias and constraint; class-mean features",
+        "liu1989",
     ),
     "newton": Entry(
         "ufm.solvers.newton:Newton",
         "batched truncated Newton: Hessian products inside conjugate gradients, the same line search",
         "ridge problems with free features; class-mean features",
+        "dembo1983",
     ),
     "projected": Entry(
         "ufm.solvers.projected:Projected",
         "L-BFGS on the free variables of features >= 0, several starts",
         "features='nonnegative'",
+        "bertsekas1982",
     ),
 }
 
 PATHS = {
-    name: Entry("ufm.solvers.descent:solve_paths", summary, "ridge problems; every sample moves")
-    for name, summary in (
-        ("gd", "gradient descent in raw coordinates"),
-        ("momentum", "heavy-ball momentum 0.9 in raw coordinates, as in torch.optim.SGD"),
-        ("adam", "Adam in raw coordinates, as in torch.optim.Adam with weight decay in the gradient"),
-        ("flow", "gradient flow in raw coordinates, Dormand-Prince with its own step for every problem"),
+    name: Entry("ufm.solvers.descent:solve_paths", summary, "ridge problems; every sample moves", reference)
+    for name, summary, reference in (
+        ("gd", "gradient descent in raw coordinates", ""),
+        ("momentum", "heavy-ball momentum 0.9 in raw coordinates, as in torch.optim.SGD", "polyak1964"),
+        ("adam", "Adam in raw coordinates, as in torch.optim.Adam with weight decay in the gradient", "kingma2015"),
+        ("flow", "gradient flow in raw coordinates, Dormand-Prince with its own step for every problem", "dormand1980"),
     )
 }
 METHODS = {
     **SOLVERS,
     **PATHS,
-    "scipy": Entry("ufm.solvers.scipy:solve_scipy", "SciPy's L-BFGS-B on the reduced problem: a cross-check", "ridge problems"),
+    "scipy": Entry(
+        "ufm.solvers.scipy:solve_scipy", "SciPy's L-BFGS-B on the reduced problem: a cross-check", "ridge problems", "byrd1995"
+    ),
     "exact": Entry("ufm.solvers.exact:solve_exact", "the closed form, where one applies", "see ufm.predict"),
 }
 

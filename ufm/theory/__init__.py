@@ -93,15 +93,18 @@ PREDICTIONS: dict[str, Entry] = {
     ),
 }
 
-# name -> how far each closed form may be trusted; where there are two, `Prediction.status` says which holds for a problem.
-STATUS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(PREDICTIONS, (DERIVED,)),
-    "balanced_contrast": (DERIVED, EVIDENCE),  # focal loss beyond the range of its bound
-    "nonnegative_contrast": (DERIVED, EVIDENCE),
-    "unit_norm": (DERIVED, EVIDENCE),  # K <= d+1, codes above
-    "rank_limited": (EVIDENCE, DERIVED),  # zero alone is a theorem
-    "contrastive": (STATED,),
+# name -> {how far the closed form may be trusted: where}; `Prediction.status` says which holds for a problem.
+STATUS: dict[str, dict[str, str]] = {
+    **{name: {DERIVED: ""} for name in PREDICTIONS},
+    "balanced_contrast": {DERIVED: "", EVIDENCE: "focal loss beyond the range of its lower bound, s (K-1) < 1"},
+    "nonnegative_contrast": {DERIVED: "", EVIDENCE: "focal loss beyond the range of its lower bound"},
+    "unit_norm": {DERIVED: "K <= d+1 (focal loss: within its lower bound)", EVIDENCE: "K > d+1: softmax codes"},
+    "rank_limited": {EVIDENCE: "nonzero solutions", DERIVED: "the zero solution"},
+    "contrastive": {STATED: ""},
 }
+
+# name -> relative tolerance of the predicted loss: the largest that its `Prediction.tolerance` takes.
+TOLERANCE: dict[str, float] = {**dict.fromkeys(PREDICTIONS, 1e-10), "balanced_mse": 1e-12}
 
 # name -> Entry of a function Problem -> Prediction of that structure at its own best scale, or applies=False.
 STRUCTURES: dict[str, Entry] = {
