@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from empirical.experiment import Experiment
+from empirical.mirror import mirrored
 from empirical.studies import study
 from ufm.console import explain, say
 from ufm.errors import RequestError, RunError
@@ -40,6 +41,7 @@ class Job:
     root: str
     device: str
     threads: int = 1
+    tensorboard: str | None = None  # folder of a mirror
 
     @property
     def setting_path(self) -> Path:
@@ -80,7 +82,8 @@ def work(job: Job, stop: Stop | None = None, report: Callable[[Any], None] | Non
     ) as run:
         if run.done:  # another process finished it meanwhile
             return _outcome(job, run.read_json("result.json"), skipped=True)
-        result = train(job, run, stop, report)
+        with mirrored(run, job.tensorboard):
+            result = train(job, run, stop, report)
         run.log(result["status"])
         run.finish(result)
     return _outcome(job, result)
@@ -137,6 +140,8 @@ def work_stacked(jobs: Sequence[Job], stop: Stop | None, report: Callable[[Any],
             )
             for job in jobs
         ]
+        for job, run in zip(jobs, runs, strict=True):
+            stack.enter_context(mirrored(run, job.tensorboard))
         look, device = study(first.study).function("look"), torch.device(first.device)
         results = run_stack(first.experiment, runs, look, device=device, threads=first.threads, stop=stop, report=report)
         for run, result in zip(runs, results, strict=True):

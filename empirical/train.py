@@ -25,6 +25,8 @@ __all__ = ["Observe", "Report", "Training", "build_network", "clock_of", "load_d
 FINISHED = "finished"
 LOOK_SECONDS = 0.1  # between looks at the clock for progress and checkpoints
 
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")  # how torch says it of a CPU and of CUDA's libraries
+
 Observe = Callable[["Training"], list[dict[str, Any]]]
 Report = Callable[["Training"], None]
 
@@ -203,6 +205,6 @@ def memory_errors(experiment: Experiment) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise RunError(f"out of memory on the GPU; {remedy}") from None
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+        if not any(sign in str(error) for sign in _NO_MEMORY):
             raise
         raise RunError(f"out of memory; {remedy}") from None

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +38,7 @@ class Run:
         self.system, self.name, self.hash = document["system"], document["name"], document["hash"]
         self.config: dict[str, Any] = document["setting"]
         self.environment: dict[str, Any] = {}
+        self.watchers: list[Callable[[str, list[Mapping[str, Any]]], None]] = []  # told of rows once they are on disk
         self._lock: files.Lock | None = None
         self._manifest: dict[str, dict[str, Any]] | None = None
         self._started = False
@@ -216,9 +217,12 @@ class Run:
 
     def append(self, file: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows as whole JSON lines, flushed to disk before this returns. NaN is refused: store null and a reason."""
+        rows = list(rows)
         data = files.join_lines(rows)
         if data:
             files.append(self._begin(file), data)
+        for watcher in self.watchers:
+            watcher(file, rows)
 
     def truncate(self, file: str, keep_lines: int) -> None:
         """Cut a JSON-lines file back to its first `keep_lines` lines, as a resume from a checkpoint does."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from empirical import presets
+from empirical import mirror, presets
 from empirical.commands.shown import Progress, print_outcomes
 from empirical.runner import Job, run_jobs, run_together
 from empirical.studies import STUDIES, Study, study
@@ -35,6 +35,7 @@ class Execution:
         "auto", "train all seeds of a small network in one program (auto: on a GPU)", choices=("auto", "on", "off"), setting=False
     )
     cluster: str | None = option(None, "address of a running dask scheduler", kind="str", setting=False)
+    tensorboard: str | None = option(None, "folder of a TensorBoard mirror of what is measured", kind="str", setting=False)
     shard: str | None = option(None, "I/N: only the trainings i with i mod N = I", kind="str", setting=False)
 
 
@@ -151,7 +152,12 @@ class Request:
         """Return the trainings of this shard, settings first."""
         e = self.execution
         root = os.path.abspath(e.out) if e.cluster else e.out  # the workers of a cluster have folders of their own
-        every = [Job(self.study.name, setting, seed, root, device, e.threads) for setting in self.settings for seed in self.seeds]
+        shown = os.path.abspath(e.tensorboard) if e.tensorboard else None
+        every = [
+            Job(self.study.name, setting, seed, root, device, e.threads, shown)
+            for setting in self.settings
+            for seed in self.seeds
+        ]
         if e.shard is None:
             return every
         index, number = read_shard(e.shard)
@@ -159,6 +165,7 @@ class Request:
 
     def check(self) -> list[Any]:
         """Return the cost of one training of each setting; RequestError for the first that cannot be done."""
+        mirror.check(self.execution.tensorboard)
         check = self.study.function("check")
         return [check(setting, self.seeds[0]) for setting in self.settings]
 

@@ -298,15 +298,6 @@ def test_a_finished_seed_is_not_touched(tmp_path):
     Run.open(job.path).verify()
 
 
-def test_running_out_of_memory_is_one_sentence_with_the_remedy(tmp_path, monkeypatch):
-    def full(training, indices):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    monkeypatch.setattr(loop, "take_step", full)
-    outcome = attempt(Job("collapse", small(), 0, str(tmp_path), "cpu"))
-    assert outcome.exit == 1 and "out of memory" in outcome.status and "--batch-size" in outcome.status
-
-
 def test_other_data_than_the_checkpoints_are_refused(tmp_path, monkeypatch):
     job = Job("collapse", small(epochs=1), 0, str(tmp_path), "cpu")
     attempt(job)
