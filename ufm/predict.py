@@ -44,7 +44,8 @@ def predict(problem: Problem) -> Prediction:
 def structures(problem: Problem) -> dict[str, Prediction]:
     """Return structure name -> Prediction with its loss at its own best scale, for every structure that fits the problem.
 
-    Names: etf, of, gof, seli, code, zero; at depth > 1 those of `ufm.theory.deep` (zero, etf, of, gof, dnc, srg, pairs, circle).
+    Names: etf, of, gof, seli, code, zero; at depth > 1 those of `ufm.theory.deep` (zero, etf, of, gof, dnc, srg,
+    srg_flipped, pairs, circle), with `weights` and `means` that attain the loss.
     None of them is claimed to be optimal; `predict` says what is.
 
     >>> sorted(structures(Problem(4, 6, 5, lambda_w=0.01, lambda_h=0.001)))

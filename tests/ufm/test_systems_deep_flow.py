@@ -34,7 +34,7 @@ def test_deep_mixed_cells_come_back_in_order():
 
 def test_deep_prediction_lists_every_structure():
     found = deep_run.predict(deep.Deep(depth=4))
-    assert set(found["structures"]) == {"zero", "dnc", "srg"}
+    assert set(found["structures"]) == {"zero", "dnc", "srg", "srg_flipped"}
     assert found["structures"]["srg"] / found["structures"]["dnc"] == pytest.approx(0.81457140553, rel=1e-9)
     assert "not proven" in found["status"]
     assert deep_run.predict(deep.Deep(activation="relu", loss="ce"))["prediction"] is None

@@ -8,7 +8,7 @@ import pytest
 import ufm
 from ufm.problem import Problem
 from ufm.references import REFERENCES
-from ufm.theory import deep, deep_relu
+from ufm.theory import deep, deep_relu, layers
 
 RELU = Problem(classes=10, dim=30, counts=50, loss="mse", lambda_w=0.004, lambda_h=0.004, depth=4, activation="relu")
 UNEVEN = RELU.replace(lambda_w=(0.002, 0.003, 0.004, 0.005), lambda_h=5e-5)
@@ -89,11 +89,68 @@ def test_above_the_threshold_only_shapes_are_left():
         np.testing.assert_allclose(x.cosines, y.cosines, atol=1e-12)
 
 
-def test_threshold_is_where_the_zero_solution_takes_over():
-    head = ufm.layer_predictions(RELU, "dnc")
+CE = Problem(6, 6, 10, lambda_w=(0.004, 0.006), lambda_h=0.001, depth=2)
+
+
+@pytest.mark.parametrize(
+    ("problem", "structure"),
+    [(RELU, "dnc"), (RELU, "srg"), (RELU, "srg_flipped"), (UNEVEN, "srg"), (CE, "dnc"), (CE, "pairs"), (CE, "circle")],
+)
+def test_threshold_is_where_the_zero_solution_takes_over(problem, structure):
+    head = ufm.layer_predictions(problem, structure)
     for factor, there in ((1 - 1e-9, True), (1 + 1e-9, False)):
-        lam = 0.004 * head.threshold * factor
-        assert ("dnc" in deep.structures(RELU.replace(lambda_w=lam, lambda_h=lam))) is there
+        scaled = layers.scaled(problem, head.threshold * factor)
+        found = deep.structures(scaled).get(structure)
+        assert (found is not None and not found.zero) is there
+
+
+EVERY = [
+    *(RELU.replace(classes=k, depth=depth, dim=k + 3) for k in (2, 3, 6, 10, 15) for depth in (2, 3, 4, 5)),
+    UNEVEN,
+    CE,
+    CE.replace(classes=10, dim=12),
+    Problem(4, 3, (40, 30, 20, 10), loss="mse", lambda_w=(0.004, 0.006), lambda_h=0.005, depth=2),
+    Problem(4, 6, (40, 30, 20, 10), loss="mse", bias="free", lambda_w=(0.004, 0.006), lambda_h=0.005, depth=2),
+]
+
+
+@pytest.mark.parametrize("problem", EVERY)
+def test_the_weights_of_every_structure_attain_its_loss(problem):
+    """The objective written out in numpy at the explicit weights, every structure of `ufm.structures`."""
+    share = problem.count_vector / problem.total
+    for q in ufm.structures(problem).values():
+        state = q.means
+        for i, weight in enumerate(q.weights):
+            state = (np.maximum(state, 0) if i and problem.activation == "relu" else state) @ weight.T
+        z = state + q.bias
+        np.testing.assert_allclose(z, q.logits, atol=1e-12)
+        if problem.loss == "mse":
+            fit = 0.5 * share @ ((z - np.eye(problem.classes)) ** 2).sum(1)
+        else:
+            fit = share @ (np.log(np.exp(z).sum(1)) - np.diag(z))
+        penalty = sum(lam * (w**2).sum() for lam, w in zip(problem.layer_lambdas, q.weights, strict=True))
+        penalty += problem.lambda_h * (problem.count_vector[:, None] * q.means**2).sum()
+        assert fit + 0.5 * penalty == pytest.approx(q.loss, rel=1e-12), q.name
+
+
+@pytest.mark.parametrize("m", [4, 5, 6, 7])
+@pytest.mark.parametrize("depth", [3, 4, 5])
+def test_the_flipped_graph_solution_is_never_lower(m, depth):
+    classes = m * (m - 1) // 2
+    known = ufm.structures(RELU.replace(classes=classes, dim=classes, depth=depth, lambda_w=0.001, lambda_h=0.001))
+    flipped, srg = known["srg_flipped"], known["srg"]
+    assert flipped.loss == pytest.approx(srg.loss, rel=1e-13) if m == 4 else flipped.loss > srg.loss * 1.001
+    head = ufm.layer_predictions(RELU.replace(classes=classes, dim=classes, depth=depth), "srg_flipped")
+    assert [x.rank for x in head.layers] == [m] * (depth - 1) + [classes]
+    np.testing.assert_allclose(off_diagonal(head.layers[-1].cosines), 0, atol=1e-12)
+
+
+def test_the_jump_at_the_threshold():
+    head = ufm.layer_predictions(RELU, "dnc")
+    just_below = layers.scaled(RELU, head.threshold * (1 - 1e-12))
+    below = ufm.layer_predictions(just_below, "dnc")
+    assert below.logit_gap[0] == pytest.approx(head.statements["jump"].value, rel=1e-5)
+    assert head.statements["jump"].value == 0.75
 
 
 def test_every_statement_has_a_known_reference_and_a_status():

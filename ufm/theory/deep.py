@@ -15,7 +15,10 @@ from ufm.theory import deep_linear, deep_relu
 
 
 def structures(problem: Problem) -> dict[str, Prediction]:
-    """Return structure name -> Prediction with its loss: zero, and whichever of etf, of, gof, dnc, srg, pairs, circle exist."""
+    """Return structure name -> Prediction with its loss and weights that attain it.
+
+    Names: zero, and whichever of etf, of, gof, dnc, srg, srg_flipped, pairs, circle exist.
+    """
     if problem.activation == "linear" and problem.loss == "mse":
         found = deep_linear.predict_mse(problem)
         return {found.name: found, "zero": _zero(problem)} if found.applies else {}
@@ -90,7 +93,7 @@ def _linear_ce(problem: Problem) -> dict[str, Prediction]:
 
 def _relu_mse(problem: Problem) -> dict[str, Prediction]:
     result = {"zero": _zero(problem)}
-    for name, make in (("dnc", deep_relu.dnc), ("srg", deep_relu.srg)):
+    for name, make in (("dnc", deep_relu.dnc), ("srg", deep_relu.srg), ("srg_flipped", deep_relu.srg_flipped)):
         try:
             found = make(
                 problem.classes,

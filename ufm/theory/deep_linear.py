@@ -136,25 +136,43 @@ def _structure_loss(
     return (scale, value) if value < zero else (0.0, zero)
 
 
+def _ce_families(classes: int) -> dict[str, tuple[Callable[[complex], complex], float, int]]:
+    """Return structure -> (cross-entropy at a scale, its equal singular values at scale 1, how many there are)."""
+    K = classes
+    others = np.cos(2 * np.pi * np.arange(K) / K) - 1
+    found: dict[str, tuple[Callable[[complex], complex], float, int]] = {
+        "dnc": (lambda a: np.log1p((K - 1) * np.exp(-a)), 1.0, K - 1)
+    }
+    if K % 2 == 0:
+        found["pairs"] = (lambda b: np.log1p(np.exp(-2 * b) + (K - 2) * np.exp(-b)), 2.0, K // 2)
+    if K >= 3:
+        found["circle"] = (lambda r: np.log(np.exp(np.multiply.outer(r, others)).sum(-1)), K / 2, 2)
+    return found
+
+
 def ce_structures(classes: int, depth: int, per_class: float, price: float) -> dict[str, tuple[float, float]]:
     """Return structure -> (scale, loss) of the balanced deep linear CE model: dnc, pairs (even K), circle, zero.
 
     dnc: Z = a (I - J/K); pairs: Z = b blockdiag [[1,-1],[-1,1]]; circle: Z_ij = r cos(2 pi (i-j)/K), rank 2.
     Garrod & Keating 2024. The lowest of these is the lowest *known here*, not a proven optimum.
     """
-    K = classes
-    others = np.cos(2 * np.pi * np.arange(K) / K) - 1
-    found = {"dnc": _structure_loss(lambda a: np.log1p((K - 1) * np.exp(-a)), 1.0, K - 1, depth, per_class, price)}
-    if K % 2 == 0:
-        found["pairs"] = _structure_loss(
-            lambda b: np.log1p(np.exp(-2 * b) + (K - 2) * np.exp(-b)), 2.0, K // 2, depth, per_class, price
-        )
-    if K >= 3:
-        found["circle"] = _structure_loss(
-            lambda r: np.log(np.exp(np.multiply.outer(r, others)).sum(-1)), K / 2, 2, depth, per_class, price
-        )
-    found["zero"] = (0.0, math.log(K))
-    return found
+    found = {
+        name: _structure_loss(entropy, singular, rank, depth, per_class, price)
+        for name, (entropy, singular, rank) in _ce_families(classes).items()
+    }
+    return {**found, "zero": (0.0, math.log(classes))}
+
+
+def ce_critical(structure: str, classes: int, depth: int) -> float:
+    """Return (n P)^(1/(L+1)) at which a structure's loss meets log K: the largest (log K - CE(r)) / penalty(r) over r > 0."""
+    entropy, singular, rank = _ce_families(classes)[structure]
+    power = 2 / (depth + 1)
+    unit = 0.5 * (depth + 1) * rank * singular**power
+
+    def lost(scale: complex) -> complex:
+        return (entropy(scale) - math.log(classes)) / (unit * scale**power)
+
+    return -deep_scalar.global_minimum(lost, np.geomspace(1e-3, 200.0, 4000).tolist())[1]
 
 
 def ce_logits(structure: str, classes: int, scale: float) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def incidence(m: int) -> np.ndarray:
 class SRGConstants:
     """Constants of the strongly regular graph solution on K = m(m-1)/2 classes."""
 
-    kappa: np.ndarray  # eigenvalues of the complement of the triangular graph
+    kappa: np.ndarray  # eigenvalues of the last hidden layer: of the complement of the triangular graph, or 1 (flipped)
     multiplicity: np.ndarray
     nuclear: float  # nu, the nuclear norm of A
     step: float  # B, |J/2 - A'|^2, the cost of the map A -> J - A'A
@@ -113,23 +113,44 @@ def srg(classes: int, depth: int, dim: int, per_class: float, lambdas: tuple[flo
 
     The classes are the edges of the complete graph on m vertices. Needs L >= 3, K = m(m-1)/2, m >= 4 and dim >= K.
     """
+    return _graph_solution("srg", classes, depth, dim, per_class, lambdas, lambda_h)
+
+
+def srg_flipped(classes: int, depth: int, dim: int, per_class: float, lambdas: tuple[float, ...], lambda_h: float) -> Structure:
+    """Return the SRG solution with the last hidden pre-activation negated: hidden means ~ A, then relu(A'A - J) = I.
+
+    Two edges share two, one or no vertices, so that A'A - J is 1 on the diagonal, 0 for neighbours and -1 for the rest:
+    the other sign keeps the diagonal where the SRG solution keeps the complement graph. Both maps A -> +-(A'A - J) cost
+    B = |J/2 - A'|^2; here every eigenvalue of the last hidden layer is 1, there they are kappa with |kappa| >= 1. Hence
+    C = nu^2 m^(L-3) B K >= C_srg, and never a lower loss; equal at m = 4 alone, where the complement graph is a perfect
+    matching (derived and verified). Last hidden means are orthogonal, all others of rank m.
+    """
+    return _graph_solution("srg_flipped", classes, depth, dim, per_class, lambdas, lambda_h)
+
+
+def _graph_solution(
+    name: str, classes: int, depth: int, dim: int, per_class: float, lambdas: tuple[float, ...], lambda_h: float
+) -> Structure:
     m = order_of(classes)
     if m is None or depth < 3 or dim < classes:
         raise RequestError(
             f"classes {classes}, depth {depth}, dim {dim}: the SRG solution needs K in 6, 10, 15, 21, .., depth >= 3, dim >= K"
         )
     constants = srg_constants(m)
+    if name == "srg_flipped":
+        constants = replace(constants, kappa=np.ones(3))
     price = per_class * lambda_h * math.prod(lambdas[:-1]) * constants.nuclear**2 * m ** (depth - 3) * constants.step
     scale, loss = _srg_scale(constants, classes, depth, price, lambdas[-1])
     energy = (price * scale**2) ** (1 / depth)  # lambda_l |W_l|^2, the same in every layer below the last
-    weights, means, output = _srg_weights(m, dim, per_class, lambdas, lambda_h, scale, energy, constants)
+    sign = -1.0 if name == "srg_flipped" else 1.0
+    weights, means, output = _srg_weights(m, dim, per_class, lambdas, lambda_h, scale, energy, constants, sign)
     squares = scale**2 * constants.kappa**2
     details = {
         "feature_scale": scale,
         "output_eigenvalues": (squares / (squares + classes * lambdas[-1])).tolist(),
         "cost": constants.cost(m, depth),
     }
-    return Structure("srg", loss, weights, means, output, details)
+    return Structure(name, loss, weights, means, output, details)
 
 
 def _srg_scale(constants: SRGConstants, classes: int, depth: int, price: float, lambda_last: float) -> tuple[float, float]:
@@ -137,7 +158,8 @@ def _srg_scale(constants: SRGConstants, classes: int, depth: int, price: float, 
 
     def loss(log_scale: complex) -> complex:
         squared = np.exp(2 * log_scale)
-        fit = 0.5 * (constants.multiplicity * lambda_last / (squared * constants.kappa**2 + classes * lambda_last)).sum()
+        ridge = np.multiply.outer(squared, constants.kappa**2) + classes * lambda_last
+        fit = 0.5 * (constants.multiplicity * lambda_last / ridge).sum(-1)
         return fit + 0.5 * depth * (price * squared) ** (1 / depth)
 
     log_scale, value = deep_scalar.global_minimum(loss, np.linspace(-12, 8, 801).tolist())
@@ -153,6 +175,7 @@ def _srg_weights(
     scale: float,
     energy: float,
     constants: SRGConstants,
+    sign: float,
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
     """Place the solution in the first coordinates: m neurons carry A, K neurons the last hidden layer."""
     matrix = incidence(m)
@@ -167,9 +190,9 @@ def _srg_weights(
     for lam in lambdas[1:-2]:
         weights.append(math.sqrt(energy / (lam * m)) * np.eye(dim, m) @ np.eye(m, dim))
     step = np.zeros((dim, dim))
-    step[:classes, :m] = math.sqrt(energy / (lambdas[-2] * constants.step)) * (0.5 - matrix.T)
+    step[:classes, :m] = math.sqrt(energy / (lambdas[-2] * constants.step)) * sign * (0.5 - matrix.T)
     weights.append(step)
-    graph = np.maximum(1 - matrix.T @ matrix, 0) * scale
+    graph = np.maximum(sign * (1 - matrix.T @ matrix), 0) * scale
     ridge = np.linalg.solve(graph @ graph + classes * lambdas[-1] * np.eye(classes), graph)
     weights.append(np.hstack([ridge, np.zeros((classes, dim - classes))]))
     return tuple(weights), means, ridge @ graph

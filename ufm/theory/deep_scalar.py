@@ -12,6 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from ufm.errors import RequestError
 
@@ -100,16 +103,18 @@ def effective_rank(loss: float, depth: int, per_class: float, product: float) ->
     return g / (per_class * product) ** (1 / (depth + 1))
 
 
-def global_minimum(function: Callable[[complex], complex], grid: Sequence[float]) -> tuple[float, float]:
+def global_minimum(function: Callable[[Any], Any], grid: Sequence[float]) -> tuple[float, float]:
     """Return (x, value) of the lowest minimum of a smooth function that a grid brackets, to full precision.
+
+    The function takes one complex number, or an array of real ones entry by entry.
 
     A minimiser that compares values stops at half the digits of x; here the slope, from a complex step (exact to
     rounding for an analytic function), is brought to zero by bisection between the neighbours of the lowest grid point.
     """
     from scipy.optimize import brentq
 
-    values = [function(x).real for x in grid]
-    best = min(range(len(grid)), key=values.__getitem__)
+    values = np.asarray(function(np.asarray(grid))).real
+    best = int(values.argmin())
 
     def slope(x: float) -> float:
         return function(complex(x, 1e-30)).imag

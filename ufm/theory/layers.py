@@ -228,33 +228,66 @@ def _sizes(problem: Problem, found: Prediction) -> tuple[float, tuple[float, ...
 
 
 def _threshold(problem: Problem, structure: str) -> float | None:
-    """Return the factor on all weight decays at which the structure's loss meets the zero solution's (closed form, MSE)."""
-    if problem.loss != "mse" or not problem.balanced or structure not in ("dnc", "of", "etf"):
+    """Return the factor on all weight decays at which the structure's loss meets the zero solution's (balanced problems)."""
+    if not problem.balanced:
         return None
     n, depth = float(problem.count_vector[0]), problem.depth
-    g = problem.classes * (n * deep_linear.product(problem)) ** (1 / (depth + 1))
-    return deep_scalar.critical(depth) / g
+    price = (n * deep_linear.product(problem)) ** (1 / (depth + 1))
+    if problem.loss == "mse" and structure in ("dnc", "of", "etf"):
+        return deep_scalar.critical(depth) / (problem.classes * price)
+    if problem.loss == "ce":
+        return deep_linear.ce_critical(structure, problem.classes, depth) / price
+    return _bisect(problem, structure)
+
+
+def _bisect(problem: Problem, structure: str) -> float:
+    """Return the factor at which a structure that has no closed threshold stops existing, to rounding."""
+    low, high = 0.0, 1.0
+    while structure in deep.structures(scaled(problem, high)):
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if structure in deep.structures(scaled(problem, middle)) else (low, middle)
+    return 0.5 * (low + high)
 
 
 def _statements(head: HeadPrediction) -> dict[str, Statement]:
+    """Return the ten things a trained head can be held against, the five other depth results among them, by name."""
+    source, status, layers = head.reference, head.status, head.layers
+    relative = [x.singular_values / x.singular_values[0] for x in layers]
+    balance = "lambda_l |W_l|^2 equal over layers, = -<Z, dfit/dZ>; per ReLU neuron lambda_l |row|^2 = lambda_(l+1) |column|^2"
     rows: Sequence[Statement] = (
-        Statement("nc1", [x.nc1 for x in head.layers], "NC1 is 0 in every layer of the head", head.reference, DERIVED),
-        Statement("rank", [x.rank for x in head.layers], "rank of the class means, layer by layer", head.reference, head.status),
-        Statement(
-            "cosines", [x.cosines for x in head.layers], "cosines between post-activation means", head.reference, head.status
-        ),
-        Statement(
-            "singular_profile",
-            [x.singular_values / x.singular_values[0] for x in head.layers],
-            "singular values over the largest",
-            head.reference,
-            head.status,
-        ),
-        Statement("norm_balance", head.energy, "lambda_l |W_l|^2 is equal over layers, = -<Z, dfit/dZ>", "", DERIVED),
-        Statement("logit_scale", head.logit_gap, "own logit minus the mean of the others", head.reference, head.status),
-        Statement("loss", head.loss, "regularised loss, beside every structure's", head.reference, head.status),
-        Statement("threshold", head.threshold, "factor on the weight decays at which zero wins", head.reference, DERIVED),
+        Statement("nc1", [x.nc1 for x in layers], "NC1 is 0 in every layer of the head", source, DERIVED),
+        Statement("nc1_slope", None, "log NC1 falls linearly in the layer, at a fitted rate", "hesu2023", EVIDENCE),
+        Statement("rank", [x.rank for x in layers], "rank of the class means", source, status),
+        Statement("rank_centred", [x.rank_centred for x in layers], "rank of the centred class means", source, status),
+        Statement("cosines", [x.cosines for x in layers], "cosines between post-activation class means", source, status),
+        Statement("cosines_centred", [x.cosines_centred for x in layers], "the same about their mean", source, status),
+        Statement("singular_profile", relative, "singular values of the class means over the largest", source, status),
+        Statement("norm_balance", head.energy, balance, "", DERIVED),
+        Statement("logit_scale", head.logit_gap, "own logit minus the mean of the others, per class", source, status),
+        Statement("loss", head.loss, "regularised loss, to be laid beside every structure's", source, status),
+        Statement("effective_rank", head.effective_rank, "C^(1/(L+1)) of the loss", source, DERIVED),
+        Statement("threshold", head.threshold, "factor on all weight decays above which zero is lower", source, DERIVED),
+        Statement("jump", _jump(head), "output scale just below that jump; 0 above it", source, DERIVED),
         Statement("collapse_probability", None, "P(DNC) rises with width and falls with weight decay", "sukenik2024", EVIDENCE),
-        Statement("bottleneck_rank", None, "low-rank middle layers at large depth", "jacot2023", STATED),
+        Statement("balancedness", None, "linear layers of a head become balanced, and then collapse", "jacot2024", STATED),
+        Statement("bottleneck_rank", None, "at large depth the middle layers have the bottleneck rank", "jacot2023", STATED),
+        Statement("rank_collapse", None, "weight decay drives the layers to low rank", "zangrando2024", STATED),
+        Statement("gradient_products", None, "the average gradient outer product collapses", "beaglehole2024", STATED),
+        Statement(
+            "intermediate_collapse",
+            None,
+            "collapse in intermediate layers, from some depth",
+            "rangamani2023",
+            EVIDENCE,
+        ),
     )
     return {row.name: row for row in rows}
+
+
+def _jump(head: HeadPrediction) -> float | None:
+    """Return the output scale (L-1)/L at the threshold of a structure with one scale and squared error."""
+    if head.problem.loss != "mse" or not head.problem.balanced or head.structure not in ("dnc", "of", "etf"):
+        return None
+    return (head.problem.depth - 1) / head.problem.depth
