@@ -171,18 +171,18 @@ def _heat(rows: Sequence[dict[str, Any]], names: Sequence[str], third: str, styl
         columns = min(len(groups), 4 if style.wide else 2)
         height = 0.62 * style.width if columns == 1 else 0.95 * style.width / columns
         figure, grid = panels(style, -(-len(groups) // columns), columns, height, sharex=True, sharey=True)
-        legend = Legend()
+        legend, labels = Legend(), 6 if columns == 1 else 4 if style.wide else 3
         for ax in grid.ravel()[len(groups) :]:
             ax.remove()
         for ax, value in zip(grid.ravel(), groups, strict=False):
             here = [row for row in rows if not third or row["parameters"][third] == value]
             panel = "phase" if value is None else f"phase {third} = {value:g}"
-            out += _map(ax, here, (along, up), (xs, ys), panel, legend)
-            title(ax, panel, "Share of starts below DNC" if value is None else f"{SYMBOLS.get(third, escape(third))} = {value:g}")
+            out += _map(ax, here, (along, up), (xs, ys), panel, labels, legend)
+            title(ax, panel, "Share of starts below DNC" if value is None else f"{_symbol(third)} = {value:g}")
         for ax in grid[-1]:
-            ax.set_xlabel(SYMBOLS.get(along, escape(along)))
+            ax.set_xlabel(_symbol(along))
         for ax in grid[:, 0]:
-            ax.set_ylabel(SYMBOLS.get(up, escape(up)))
+            ax.set_ylabel(_symbol(up))
         _colours(figure, [ax for ax in grid.ravel() if ax.figure is not None], "" if not third else "Share of starts below DNC")
         if not third:
             make_square(figure, grid[0, 0])
@@ -190,8 +190,18 @@ def _heat(rows: Sequence[dict[str, Any]], names: Sequence[str], third: str, styl
     return Drawing(figure, COLUMNS, out, _notes(rows))
 
 
+def _symbol(name: str) -> str:
+    return "Width $d$" if name == "dim" else SYMBOLS.get(name, escape(name))
+
+
 def _map(
-    ax: Any, rows: Sequence[dict[str, Any]], names: tuple[str, str], at: tuple[list[float], ...], panel: str, legend: Legend
+    ax: Any,
+    rows: Sequence[dict[str, Any]],
+    names: tuple[str, str],
+    at: tuple[list[float], list[float]],
+    panel: str,
+    labels: int,
+    legend: Legend,
 ) -> list[tuple[Any, ...]]:
     """Draw one heat map; return its rows of the CSV."""
     (along, up), (xs, ys) = names, at
@@ -202,7 +212,7 @@ def _map(
             if here:
                 numbers[i, j], shares[i, j] = len(here), np.mean([SHARES["below"][1](row) for row in here])
     line = _threshold(rows, along, up, xs, ys)
-    _mesh(ax, shares, xs, ys, 3 if panel != "phase" else 6)
+    _mesh(ax, shares, xs, ys, labels)
     if len(line.x):
         ax.plot(line.x, line.value, color="#000000", linestyle=LOOKS["theory"].dashes, lw=1.2, zorder=3,
                 gid=f"curve:{line.key}", label=ZERO_LINE)  # fmt: skip
