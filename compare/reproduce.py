@@ -132,7 +132,9 @@ def reproduce(
     folder = Path(out) / REPORTS / f"{chosen.name}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)
     source = origin(table)
-    pictures, not_shown = draw_all(table, size.figures or chosen.figures, source, folder=folder, width=width)
+    shown = [name for key in size.drawn for name in cells.get(key, ())]
+    seen = table.where(cell=shown) if size.drawn else table
+    pictures, not_shown = draw_all(seen, size.figures or chosen.figures, source, folder=folder, width=width)
     not_shown += [f"cell {key}: {reason}" for key, reason in plan.not_run.items()]
     atomic_write(folder / "verdicts.json", json.dumps(plain({**judged.record(), "provenance": source}), allow_nan=False).encode())
     made = Reproduction(judged, table, folder, pictures, len(missing), computed, plan.not_run, tuple(not_shown))

@@ -80,10 +80,25 @@ def swept(table: Mapping[str, Any], along: str = "") -> Swept:
         raise RequestError("the settings differ in no numeric option; name runs of one sweep")
     name = along or max(numeric, key=lambda key: len(differ[key]))
     others = [key for key in differ if key != name]
-    groups = {cell: _describe(setting, others) for cell, setting in settings.items()}
+    groups = _groups(settings, others)
     if len(set(groups.values())) > GROUPS:
         raise RequestError(f"the settings differ in {', '.join(differ)[:80]}: over {GROUPS} curves; name fewer runs")
     return Swept(name, {cell: float(setting[name]) for cell, setting in settings.items()}, groups)
+
+
+def _groups(settings: Mapping[str, Mapping[str, Any]], others: list[str]) -> dict[str, str]:
+    """Return cell -> the label of its group; two groups whose labels are cut to the same text are told apart by a number."""
+    full = {cell: tuple(repr(setting.get(key)) for key in others) for cell, setting in settings.items()}
+    labels: dict[tuple[str, ...], str] = {}
+    columns = dict(zip(others, zip(*full.values(), strict=True), strict=True)) if others else {}
+    twins = {key: [k for k in others if columns[k] == columns[key]] for key in others}  # options that walk together
+    named = {"=".join(twin): twin[0] for twin in twins.values()}
+    for cell, key in full.items():
+        if key not in labels:
+            label = _describe({text: settings[cell].get(first) for text, first in named.items()}, list(named))
+            same = sum(known.split(" #")[0] == label for known in labels.values())
+            labels[key] = f"{label} #{same + 1}" if same else label
+    return {cell: labels[key] for cell, key in full.items()}
 
 
 def names(table: Mapping[str, Any], cells: list[str]) -> dict[str, str]:

@@ -86,7 +86,8 @@ class LinearAxis:
         values = values[np.isfinite(values)]
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
         low = 0.0 if 0 <= low < 0.6 * high or any(c.censored.any() for c in curves) else low
-        margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+        even = high - low <= 1e-6 * abs(high)  # a flat curve is not magnified into its own rounding
+        margin = (0.06 * abs(high) if even else 0.06 * (high - low)) or 1.0
         return cls(low - margin, high + margin)
 
     @property

@@ -228,6 +228,7 @@ class Scale:
     seeds: tuple[int, ...]
     summary: str = ""
     figures: tuple[str, ...] = ()  # instead of the paper's, where a scale runs only some of the studies
+    drawn: tuple[str, ...] = ()  # the cells that figures show; () for all: controls of another kind would spoil a sweep's
 
 
 @dataclass(frozen=True)
@@ -345,12 +346,16 @@ def _claim(where: str, record: Mapping[str, Any]) -> Claim:
 
 
 def _scale(where: str, name: str, record: Mapping[str, Any]) -> Scale:
-    _known(where, f"scales.{name}", record, {"cells", "seeds", "summary", "figures"})
+    _known(where, f"scales.{name}", record, {"cells", "seeds", "summary", "figures", "drawn"})
     if name not in SCALES:
         raise RequestError(f"{where}: unknown scale {name!r}; {suggest(name, SCALES)}")
     cells = {key: _cell(where, f"scales.{name}.cells.{key}", cell) for key, cell in record["cells"].items()}
     seeds, figures = tuple(int(s) for s in record["seeds"]), tuple(map(str, record.get("figures", ())))
-    return Scale(name, cells, seeds, str(record.get("summary", "")), figures)
+    drawn = tuple(map(str, record.get("drawn", ())))
+    for key in drawn:
+        if key not in cells:
+            raise RequestError(f"{where}: scales.{name} draws the cell {key!r}, which it has not; {suggest(key, cells)}")
+    return Scale(name, cells, seeds, str(record.get("summary", "")), figures, drawn)
 
 
 def _cell(where: str, what: str, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,31 @@ def test_a_sweep_knows_what_was_swept():
     assert sorted(set(over.values.values())) == [1e-4, 1e-3, 1e-2, 1e-1]
 
 
+def test_settings_whose_labels_are_cut_alike_stay_apart_and_options_that_walk_together_are_one():
+    same = {"a_very_long_option": "a value of some length", "another": "and one more of them"}
+    settings = [
+        {"dim": d, "lambda_w": lam, "lambda_h": lam, **same, "z": z} for d in (4, 8, 16) for lam, z in ((0.1, 1), (0.1, 2))
+    ]
+    settings[0] |= {"a_very_long_option": "another value of some length"}  # so that it is part of every label
+    cells = {f"c{i}": Cell(f"c{i}", "single", "", one) for i, one in enumerate(settings)}
+    columns = {"measure": ["loss"] * 6, "value": [1.0] * 6, "cell": list(cells), "split": ["theory"] * 6}
+    groups = swept(Loaded(columns, cells)).groups
+    assert groups["c2"] == groups["c4"] != groups["c3"] == groups["c5"] and len({groups[c] for c in ("c0", "c1", "c2")}) == 3
+    pairs = [{"dim": d, "lambda_w": lam, "lambda_h": lam} for d in (4, 8, 16) for lam in (0.1, 0.2)]
+    table = Loaded(columns, {f"c{i}": Cell(f"c{i}", "single", "", one) for i, one in enumerate(pairs)})
+    assert set(swept(table).groups.values()) == {"lambda_w=lambda_h=0.1", "lambda_w=lambda_h=0.2"}
+
+
+def test_a_flat_panel_is_not_magnified_into_its_rounding():
+    from compare.figures.series import Curve
+    from compare.figures.sweep import LinearAxis
+
+    values = 96.4 + 1e-13 * np.arange(3.0)
+    fields = {f: np.zeros(3, bool) for f in Curve.__dataclass_fields__} | {"value": values, "low": values, "high": values}
+    axis = LinearAxis.over([Curve(**fields)])
+    assert axis.low < 92 and axis.high > 101
+
+
 @pytest.mark.parametrize(
     "cells, reason",
     [

@@ -88,6 +88,11 @@ def test_a_papers_file_of_ones_own_is_read_by_its_path(tmp_path):
         ("control = { epoch = 0 }", "control = { epohc = 0 }", "did you mean 'epoch'"),
         ('{ measure = "nc1_pinv" }', '{ measure = "nc1_pinv", epoch = "first" }', "epoch 'first'"),
         ('kind = "ratio"', 'kind = "ratio"\nleast = "ten"', "least 'ten' of claim 'a' is not a finite number"),
+        (
+            "[[claims]]",
+            '[scales.demo]\nseeds = [0]\ndrawn = ["b"]\n[scales.demo.cells.a]\nstudy = "collapse"\n[[claims]]',
+            "draws the cell 'b', which it has not",
+        ),
         ("[[claims]]", "claims = 3\n[other]", "wrong type"),
         ('{ measure = "nc1_pinv" }', '{ measure = "nc1_pinv", cell = "b" }', "names a cell inside a quantity"),
     ],
