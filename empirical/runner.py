@@ -11,7 +11,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,13 @@ from empirical.experiment import Experiment
 from empirical.mirror import mirrored
 from empirical.studies import study
 from ufm.console import explain, say
+from ufm.engine import backend, worker_lost
 from ufm.errors import RequestError, RunError
 from ufm.identity import DIGITS
 from ufm.interrupt import Interrupted, Stop, stop_on_signals
 from ufm.record import Run, RunWarning, setting_hash
 
+STOP_SECONDS = 10.0  # that a training on a cluster may take to stop, once told
 ATTEMPTS = 3  # a lost worker's training is tried again twice
 LOST = "failed: the worker was lost"
 INTERRUPTED = "stopped by a signal"
@@ -279,7 +280,11 @@ def _in_processes(
                     done.add(number)
                     if outcome.status != INTERRUPTED:
                         keep(left[number], outcome)
-            except BrokenProcessPool:
+            except Exception as error:
+                if not worker_lost(error):
+                    raise
+                if cluster:
+                    _wait_for_the_others(Path(scratch), len(left))
                 for number, job in enumerate(left):
                     begun = (Path(scratch) / f"begun-{number}").exists()
                     lost[job] += begun and number not in done
@@ -297,15 +302,7 @@ def _dispatch(jobs: Sequence[Job], workers: int, cluster: str | None, scratch: s
 
     tasks = (joblib.delayed(_in_worker)(number, job, scratch) for number, job in enumerate(jobs))
     if cluster:
-        from distributed import Client
-
-        try:
-            client = Client(cluster, timeout=10)
-        except (OSError, ValueError, TimeoutError) as error:
-            raise RunError(
-                f"--cluster {cluster}: no dask scheduler answers ({error}); start one or name another address"
-            ) from None
-        with client, joblib.parallel_config(backend="dask"):
+        with backend(cluster=cluster):
             yield from joblib.Parallel(return_as="generator_unordered")(tasks)
         return
     try:
@@ -314,6 +311,17 @@ def _dispatch(jobs: Sequence[Job], workers: int, cluster: str | None, scratch: s
     finally:
         # Every outcome is in and every file on disk: waiting for the workers to tidy their memory would cost seconds.
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _wait_for_the_others(scratch: Path, jobs: int) -> None:
+    """Before the rest is handed out again: stop what still runs on the cluster, or two processes would write one run."""
+    (scratch / "stop").write_text(str(int(signal.SIGTERM)))
+    end = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < end:
+        begun, ended = ({n for n in range(jobs) if (scratch / f"{what}-{n}").exists()} for what in ("begun", "ended"))
+        if len(begun - ended) <= 1:  # the one whose worker was lost
+            return
+        time.sleep(0.05)
 
 
 def _ignore_interrupts() -> None:
@@ -327,7 +335,10 @@ def _in_worker(number: int, job: Job, scratch: str) -> tuple[int, Outcome]:
         if watch:
             return number, Outcome(str(job.path), job.seed, INTERRUPTED, 128 + watch.signum)
         (Path(scratch) / f"begun-{number}").touch()
-        return number, attempt(job, watch)
+        outcome = attempt(job, watch)
+        if Path(scratch).is_dir():
+            (Path(scratch) / f"ended-{number}").touch()
+        return number, outcome
 
 
 class FileStop(Stop):

@@ -124,7 +124,7 @@ def _in_workers(jobs: Sequence[Job], number: int) -> Iterator[list[dict[str, Any
                 finished += 1
                 yield rows
         except Exception as error:
-            if not _worker_lost(error):
+            if not worker_lost(error):
                 raise
             # The dead worker held one of the jobs that were begun and have not come back; alone each shows itself.
             suspects = max(1, len(begun) - (finished - before))
@@ -152,7 +152,7 @@ def _alone(job: Job) -> list[dict[str, Any]]:
     try:
         return next(iter(_parallel([job], 2)))
     except Exception as error:
-        if not _worker_lost(error):
+        if not worker_lost(error):
             raise
     rows = []
     for index in range(len(job.keys)):
@@ -160,13 +160,14 @@ def _alone(job: Job) -> list[dict[str, Any]]:
         try:
             rows += next(iter(_parallel([single], 2)))
         except Exception as error:
-            if not _worker_lost(error):
+            if not worker_lost(error):
                 raise
             rows.append(row_of(single, 0, {"status": LOST, "reason": "it ended its worker three times"}))
     return [{**row, "chunk": job.tag} for row in rows]
 
 
-def _worker_lost(error: Exception) -> bool:
+def worker_lost(error: Exception) -> bool:
+    """Whether this is what joblib or dask raises when a worker process has ended."""
     return isinstance(error, BrokenExecutor) or type(error).__name__ in KILLED
 
 
