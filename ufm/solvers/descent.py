@@ -12,7 +12,7 @@ Exact reductions of the path, for all but Adam (which is tied to coordinates):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,14 +26,13 @@ from ufm.reduce import Reduced, loss_of, reduce, sample_weights
 from ufm.seeds import stream
 from ufm.solution import Solution, Status
 from ufm.solvers.runge_kutta import integrate
+from ufm.solvers.walk import System, Walk
 
 STEPS = 10_000
 END = 1000.0  # time of a flow when `steps` does not say another
 RATES = {"gd": 0.1, "momentum": 0.1, "adam": 0.01, "flow": 1.0}
-MOMENTUM = 0.9
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.Adam
 EVERY = 100  # steps between two looks at the gradient norm
-CHUNK = 1 << 20  # bytes of one batch's features, logits and velocities: they are walked through in every step
+CHUNK = 1 << 21  # bytes of one batch's matrices: more leave the cache, fewer do not pay for the calls of a step
 
 
 @dataclass(frozen=True)
@@ -90,164 +89,6 @@ def reduce_path(problem: Problem, weight: np.ndarray, features: np.ndarray, equa
     return Columns(lift, back, kept, share)
 
 
-class System:
-    """A batch of equal shape: U (B, K, r), X (B, r, C), b (B, K, 1) in place, and the gradient of f there."""
-
-    def __init__(self, problems: Sequence[Problem], columns: Sequence[Columns], device: str) -> None:
-        first, self.loss = problems[0], loss_of(problems[0].loss)
-        batch, count = len(problems), len(columns[0].kept)
-        self.total, self.device = [p.total for p in problems], device
-        rows, weight = np.zeros((batch, first.classes, count)), np.zeros((batch, 1, count))
-        scale, on = np.zeros((batch, first.classes, count)), np.zeros((batch, 1, count))
-        offset = np.zeros((batch, first.classes, 1))
-        for i, (p, c) in enumerate(zip(problems, columns, strict=True)):
-            real = c.kept >= 0
-            rows[i][:, real] = self.loss.rows(p)[c.kept[real]].T
-            weights = np.broadcast_to(sample_weights(p), p.count_vector.shape)
-            weight[i, 0] = c.share / p.total * np.where(real, weights[c.kept], 1.0)
-            outputs = np.ones(p.classes) if p.logit_scale is None else np.asarray(p.logit_scale)
-            scale[i], on[i, 0] = outputs[:, None] * c.share**-0.5, real * c.share**0.5
-            offset[i, :, 0] = 0.0 if p.logit_offset is None else p.logit_offset
-
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.as_tensor(np.ascontiguousarray(array, dtype=np.float64), device=device)
-
-        mass = rows.sum(1, keepdims=True)
-        if (rows == rows[:1]).all():
-            rows = rows[:1]
-        gamma = tensor(np.array([[p.focal_gamma] for p in problems])) if first.loss == "focal" else None
-        self.targets = Targets(
-            tensor(rows),
-            tensor(mass),
-            torch.as_tensor(np.broadcast_to(rows.argmax(1)[:, None], mass.shape).copy(), device=device),
-            diagonal=False,
-            hard=first.targets is None and first.loss != "smoothing",
-            parameter=gamma,
-            unit=bool((mass == 1).all()),
-            rough=True,
-        )
-        # d f/d z = weight * residual * scale; one number per batch where all columns are alike
-        self.rate, self.weight = _plain(tensor(weight * scale)), tensor(weight)
-        self.scale, self.on = _plain(tensor(scale)), tensor(on) if first.bias != "none" else None
-        self.offset = tensor(offset) if (offset != 0).any() else None
-        lambdas = [[p.layer_lambdas[0], p.lambda_h, p.lambda_b] for p in problems]
-        self.lambda_w, self.lambda_h, self.lambda_b = (tensor(np.array(lambdas))[:, i].view(-1, 1, 1) for i in range(3))
-        self.nonnegative = first.features == "nonnegative"
-
-    def select(self, index: Tensor) -> System:
-        """Return some of the problems."""
-        some = object.__new__(System)
-        for name, value in vars(self).items():
-            some.__dict__[name] = value[index] if isinstance(value, Tensor) else value
-        some.targets = self.targets.select(index)
-        return some
-
-    def residual(self, u: Tensor, x: Tensor, b: Tensor) -> Tensor:
-        """Return d f/d (U X) of the data term, (B, K, C)."""
-        z = torch.bmm(u, x)
-        if self.on is not None:
-            z.addcmul_(b, self.on)
-        if not isinstance(self.scale, float) or self.scale != 1.0:
-            z.mul_(self.scale)
-        if self.offset is not None:
-            z += self.offset
-        return self.loss.gradient(z, self.targets)
-
-    def gradient(self, u: Tensor, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the gradients with respect to U, X and b."""
-        r = self.residual(u, x, b).mul_(self.rate)
-        gu = torch.baddbmm(self.lambda_w * u, r, x.mT)
-        gx = torch.baddbmm(self.lambda_h * x, u.mT, r)
-        gb = None if self.on is None else (r * self.on).sum(2, keepdim=True).add_(self.lambda_b * b)
-        return gu, gx, gb
-
-    def relative(self, u: Tensor, x: Tensor, b: Tensor) -> Tensor:
-        """Return |grad| / (c |x|) in balanced coordinates, |grad| itself where there is no penalty, (B,)."""
-        gu, gx, gb = self.gradient(u, x, b)
-        c = (self.lambda_w * self.lambda_h).sqrt().flatten()
-        ratio = torch.where(c > 0, (self.lambda_h / self.lambda_w).flatten().sqrt(), 1.0)
-        norm = ratio * gu.square().sum((1, 2)) + gx.square().sum((1, 2)) / ratio
-        if gb is not None:
-            norm = norm + gb.square().sum((1, 2))
-        size = u.square().sum((1, 2)) / ratio + ratio * x.square().sum((1, 2))
-        return norm.sqrt() / torch.where(c > 0, c * size.sqrt(), 1.0).clamp_min(1e-300)
-
-
-def _plain(tensor: Tensor) -> Tensor | float:
-    """Return a number for a tensor of equal entries: elementwise work with a number is half the memory traffic."""
-    first = float(tensor.flatten()[0])
-    return first if bool((tensor == first).all()) else tensor
-
-
-@dataclass
-class Walk:
-    """The moving tensors of a batch; `step` changes them in place."""
-
-    method: str
-    system: System
-    parts: list[Tensor]  # U, X, b
-    lr: float
-    memory: list[list[Tensor]]  # momentum: the point before; Adam: first and second moments
-    count: int = 0
-
-    def step(self) -> None:
-        """Move once."""
-        self.count += 1
-        u, x, b = self.parts
-        s = self.system
-        if self.method == "adam":
-            self._adam()
-        else:
-            r, factor = s.residual(u, x, b), 1.0
-            if isinstance(s.rate, float):  # folded into the products
-                factor = s.rate
-            else:
-                r.mul_(s.rate)
-            gb = None if s.on is None else (r * s.on).sum(2, keepdim=True).mul_(factor).add_(s.lambda_b * b)
-            if self.method == "gd":
-                old = u.clone()  # both gradients are of the old point
-                u.mul_(1.0 - self.lr * s.lambda_w).baddbmm_(r, x.mT, alpha=-self.lr * factor)
-                x.mul_(1.0 - self.lr * s.lambda_h).baddbmm_(old.mT, r, alpha=-self.lr * factor)
-                if gb is not None:
-                    b.add_(gb, alpha=-self.lr)
-            else:  # x+ = x + mu (x - x-) - lr grad, written over x-: two passes over the features, not four
-                before, keep = self.memory[0], 1.0 + MOMENTUM
-                before[0].baddbmm_(r, x.mT, beta=-MOMENTUM, alpha=-self.lr * factor)
-                before[0].addcmul_(u, keep - self.lr * s.lambda_w)
-                before[1].baddbmm_(u.mT, r, beta=-MOMENTUM, alpha=-self.lr * factor)
-                before[1].addcmul_(x, keep - self.lr * s.lambda_h)
-                if gb is not None:
-                    before[2].mul_(-MOMENTUM).add_(b, alpha=keep).add_(gb, alpha=-self.lr)
-                self.parts, self.memory[0] = before, self.parts
-                u, x, b = self.parts
-        if s.nonnegative:
-            x.clamp_min_(0.0)
-
-    def _adam(self) -> None:
-        corrections = [1 - beta**self.count for beta in BETAS]
-        for part, g, first, second in zip(self.parts, self.system.gradient(*self.parts), *self.memory, strict=True):
-            if g is None:
-                continue
-            first.lerp_(g, 1 - BETAS[0])
-            second.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
-            part.addcdiv_(first, (second / corrections[1]).sqrt_().add_(EPSILON), value=-self.lr / corrections[0])
-
-    def select(self, index: Tensor) -> Walk:
-        """Return some of the problems."""
-        memory = [[t[index] for t in slot] for slot in self.memory]
-        return replace(self, system=self.system.select(index), parts=[t[index] for t in self.parts], memory=memory)
-
-
-def walk(method: str, system: System, parts: list[Tensor], lr: float) -> Walk:
-    """Return a walk at its start."""
-    memory = {
-        "gd": [],
-        "momentum": [[t.clone() for t in parts]],
-        "adam": [[torch.zeros_like(t) for t in parts] for _ in range(2)],
-    }
-    return Walk(method, system, parts, lr, memory[method])
-
-
 def solve_paths(
     problems: Sequence[Problem],
     seeds: Sequence[int],
@@ -301,7 +142,7 @@ def follow(
     out: list[tuple[Solution, Path] | None] = [None] * len(problems)
     for members in groups.values():
         kept, rows = len(prepared[members[0]][2].kept), len(prepared[members[0]][2].lift)
-        size = 8 * (problems[members[0]].classes * (rows + 2 * kept) + 2 * rows * kept)
+        size = 8 * (problems[members[0]].classes * (3 * rows + 2 * kept) + 3 * rows * kept)
         count = max(1, CHUNK // size)
         for chunk in (members[j : j + count] for j in range(0, len(members), count)):
             batch = Batch([problems[i] for i in chunk], [seeds[i] for i in chunk], [prepared[i] for i in chunk], device)
@@ -335,37 +176,37 @@ class Batch:
 
     def run(self, method: str, steps: int | None, tol: float, lr: float, at: Sequence[int]) -> list[tuple[Solution, Path]]:
         """Return Solutions and snapshots."""
-        if method == "flow":
-            end, shots = self._flow(float(steps or END), tol, at)
-        else:
-            end, shots = self._walk(method, steps or STEPS, tol, lr, sorted(set(at)))
+        with np.errstate(over="ignore", invalid="ignore"):  # a path may be on its way to infinity: its status says so
+            if method == "flow":
+                end, shots = self._flow(float(steps or END), tol, at)
+            else:
+                end, shots = self._walk(method, steps or STEPS, tol, lr, sorted(set(at)))
         return [(self._solution(i, method, end), self._path(i, at, shots)) for i in range(len(self.problems))]
 
     def _walk(self, method: str, steps: int, tol: float, lr: float, at: list[int]) -> tuple[dict, list[list[Tensor]]]:
-        count = len(self.problems)
+        count, slots = len(self.problems), {step: slot for slot, step in enumerate(at)}
         end = {
             "parts": [t.clone() for t in self.parts],
             "residual": self.parts[0].new_full((count,), torch.inf),
-            "iterations": torch.zeros(count, dtype=torch.long),
+            "iterations": torch.full((count,), steps, dtype=torch.long),
             "status": [Status.STEP_LIMIT] * count,
         }
-        active, now = torch.arange(count, device=self.parts[0].device), walk(method, self.system, self.parts, lr)
+        active, now = torch.arange(count, device=self.parts[0].device), Walk(method, self.system, self.parts, lr)
         shots = [[t.clone() for t in self.parts] for _ in at]
         for k in range(steps + 1):
-            if k in at:
-                for whole, part in zip(shots[at.index(k)], now.parts, strict=True):
+            if k in slots:
+                for whole, part in zip(shots[slots[k]], now.parts, strict=True):
                     whole[active] = part
             if k % EVERY == 0 or k == steps:
                 residual = now.system.relative(*now.parts)
-                finite = torch.isfinite(residual)
-                done = (residual <= tol) | ~finite
-                for whole, part in zip(end["parts"], now.parts, strict=True):
-                    whole[active] = part
                 end["residual"][active] = residual
-                end["iterations"][active.cpu()] = k
-                for i in active[done].tolist():
-                    end["status"][i] = Status.CONVERGED if end["residual"][i] <= tol else Status.DIVERGED
-                if bool(done.any()):
+                done = (residual <= tol) | ~torch.isfinite(residual)
+                if bool(done.any()) or k == steps:
+                    for whole, part in zip(end["parts"], now.parts, strict=True):
+                        whole[active] = part
+                    for i in active[done].tolist():
+                        end["status"][i] = Status.CONVERGED if end["residual"][i] <= tol else Status.DIVERGED
+                        end["iterations"][i] = k
                     going = (~done).nonzero().squeeze(1)
                     for shot, step in zip(shots, at, strict=True):  # a finished problem stays where it is
                         if step > k:
