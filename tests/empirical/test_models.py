@@ -107,3 +107,107 @@ def test_init_scale_multiplies_what_is_trained_and_keeps_old_folders(changed):
         scaled = parameter.requires_grad and (parameter.ndim == 2 or name.startswith("classifier"))
         assert torch.equal(large[name], 8 * parameter if scaled else parameter), name
     assert "init_scale" not in Experiment().setting() and Experiment(init_scale=8.0).setting()["init_scale"] == 8.0
+
+
+@pytest.mark.parametrize("name", [*MODELS])
+def test_the_layers_of_every_model_can_be_listed(name):
+    """What `empirical layers NAME` prints: the input, blocks, the classifier's input, and the classifier last."""
+    from empirical.commands.layers import LayersRequest, layers_of
+
+    if name not in OWN:
+        pytest.importorskip("torchvision", reason="torchvision is not installed")
+    rows = layers_of(name, LayersRequest(width=16, depth=3))
+    names = [row["layer"] for row in rows if row["all"]]
+    assert names[0] == "input" and {"penultimate", "logits"} <= set(names) and len(names) >= 5
+    assert rows[-1]["note"] == "the classifier" and rows[-1]["dim"] == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "features"),
+    # He et al. 2016; Simonyan & Zisserman 2015 (bodies); Huang et al. 2017, table 2: 0.2M at depth 40; Touvron et al. 2021: 5M
+    [("resnet18", 11.2, 512), ("resnet50", 23.5, 2048), ("vgg13", 9.4, 512), ("densenet40", 0.18, 132), ("vit-tiny", 5.4, 192)],
+)
+def test_public_architectures_have_the_published_size(name, millions, features):
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    network = build(name, architecture(shape=(3, 32, 32), classes=10), 0)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
+    assert [m for m in network.modules() if isinstance(m, nn.Linear)][-1].in_features == features
+
+
+def test_a_vision_transformer_cuts_small_images_into_small_patches():
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    patches = {side: build("vit-tiny", architecture(shape=(1, side, side)), 0).patch_size for side in (8, 28, 32, 96)}
+    assert patches == {8: 1, 28: 4, 32: 4, 96: 12}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("vgg13", {"shape": (3, 28, 28)}, "halves the image five times"),
+        ("densenet40", {"shape": (3, 2, 9)}, "halves the image twice"),
+        ("vit-tiny", {"shape": (3, 32, 28)}, "square images"),
+        ("vit-tiny", {"norm": "none", "shape": (3, 32, 32)}, "layer norm"),
+        ("resnet34", {"norm": "none", "shape": (3, 32, 32)}, "batch norm"),
+        ("resnet34", {"shape": (64,)}, "needs images"),
+    ],
+)
+def test_what_a_public_architecture_cannot_take_is_one_line(name, changed, words):
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    with pytest.raises(RequestError, match=words) as caught:
+        build(name, architecture(**changed), 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_building_leaves_torchs_generator_alone():
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    build("vit-tiny", architecture(shape=(3, 8, 8)), 0)
+    assert torch.equal(torch.randn(3), expected)
+
+
+# --- timm ----------------------------------------------------------------------------------------------------------
+
+
+def test_timm_is_asked_for_by_name_and_missed_in_one_line(monkeypatch):
+    import sys
+
+    from empirical.experiment import Experiment
+
+    setting = Experiment(model="timm:resnet18", dataset="photos").resolved()
+    assert setting.name == "photos-resnet18"
+    for wrong in ("timm:", "tim:resnet18"):
+        with pytest.raises(RequestError, match="unknown model"):
+            Experiment(model=wrong).resolved()
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(RequestError, match=r"pip install 'ufm\[timm\]'"):
+        build("timm:resnet18", architecture(shape=(3, 32, 32)), 0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])
+def test_timm_models_take_our_heads_and_a_small_image(name):
+    timm = pytest.importorskip("timm", reason="timm (extra 'timm') is not installed")
+    assert timm.is_model(name)
+    shape = {"shape": (3, 32, 32), "classes": 5}
+    network = build(f"timm:{name}", architecture(**shape, head="etf"), 0).eval()
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    (fixed,) = [p for p in network.parameters() if not p.requires_grad]
+    assert torch.allclose(fixed @ fixed.T, (torch.eye(5) - 1 / 5) * 5 / 4, atol=1e-6)
+    again = build(f"timm:{name}", architecture(**shape, head="etf"), 0)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("resnet1", (3, 32, 32), "near: .*resnet1"),
+        ("densenet121", (1, 28, 28), "cannot be used"),
+        ("resnet18", (64,), "needs images"),
+    ],
+)
+def test_what_timm_cannot_do_is_one_line(name, shape, words):
+    pytest.importorskip("timm", reason="timm (extra 'timm') is not installed")
+    with pytest.raises(RequestError, match=words) as caught:
+        build(f"timm:{name}", architecture(shape=shape), 0)
+    assert "\n" not in str(caught.value)
