@@ -21,6 +21,7 @@ LOSS_MATCH = 1e-4  # relative distance at which an end point counts as a structu
 # A ReLU end point lies on kinks, where no gradient vanishes. It counts as settled when its norms are balanced to this and
 # either its subgradient is this small or a cool stage of Adam, as long as this, lowers the loss by less than this share.
 BALANCE_MATCH, SUBGRADIENT, COOL_STAGE, PLATEAU = 1e-6, 1e-6, (0.003, 100), 3e-5
+AGAIN = 2  # times that a cell which still moves gets the cool stage of the recipe once more
 FULL_RECIPE = sum(n for _, n in deep.ADAM_STAGES)
 
 
@@ -63,8 +64,8 @@ def solve_deep(
             stages = deep.ADAM_STAGES if steps is None else _scaled_stages(steps)
             deep.adam(batch, x, stages, stop)
             done = sum(n for _, n in stages)
-            if activation == "relu" and done >= FULL_RECIPE and not stop():
-                kinks.polish(batch, x, stop)
+            if activation == "relu" and done >= FULL_RECIPE:
+                done += _settle(batch, x, stop)
         else:
             _, _, done = deep.lbfgs(batch, x, tol, steps or 3000, stop)
         for i, end in zip(members, _ends(batch, x), strict=True):
@@ -75,6 +76,34 @@ def solve_deep(
 def _scaled_stages(steps: int) -> tuple[tuple[float, int], ...]:
     share = steps / sum(n for _, n in deep.ADAM_STAGES)
     return tuple((rate, max(1, round(n * share))) for rate, n in deep.ADAM_STAGES)
+
+
+def _settle(batch: deep.Batch, x: torch.Tensor, stop: Callable[[], bool]) -> int:
+    """Polish all cells in place; those that still move get more of the cool stage and another polish. Return its steps."""
+    steps, todo = 0, torch.arange(len(x), device=x.device)
+    for turn in range(1 + AGAIN):
+        part, point = batch.take(todo), x[todo]
+        if turn:
+            deep.adam(part, point, deep.ADAM_STAGES[1:], stop)
+            steps += deep.ADAM_STAGES[1][1]
+        kinks.polish(part, point, stop)
+        lower = part.value(point) <= part.value(x[todo]) * (1 + 1e-14)
+        x[todo[lower]] = point[lower]
+        residual, decrease = _unrest(part, x[todo])
+        todo = todo[(residual > SUBGRADIENT) & (decrease >= PLATEAU)]
+        if not len(todo) or stop():
+            break
+    return steps
+
+
+def _unrest(batch: deep.Batch, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return, of ReLU cells, the relative subgradient and the share of the loss that one more cool stage takes off."""
+    residual, loss = kinks.identify(batch, x)[1].residual, batch.value(x)
+    decrease = torch.zeros_like(loss)
+    moving = torch.nonzero(~(residual <= SUBGRADIENT))[:, 0]
+    if len(moving):
+        decrease[moving] = 1 - deep.adam(batch.take(moving), x[moving], (COOL_STAGE,)) / loss[moving]
+    return residual, decrease
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +123,9 @@ class End:
 def _ends(batch: deep.Batch, x: torch.Tensor) -> list[End]:
     gradient = torch.empty_like(x)
     loss = batch.value_and_gradient(x, gradient)
-    decrease = torch.zeros_like(loss)
+    residual, decrease = deep.relative_gradient(batch, x, gradient), torch.zeros_like(loss)
     if batch.shape.activation == "relu":
-        residual = kinks.identify(batch, x)[1].residual
-        probe = torch.nonzero(~(residual <= SUBGRADIENT))[:, 0]
-        if len(probe):
-            decrease[probe] = 1 - deep.adam(batch.take(probe), x[probe], (COOL_STAGE,)) / loss[probe]
-    else:
-        residual = deep.relative_gradient(batch, x, gradient)
+        residual, decrease = _unrest(batch, x)
     measured = balance.measure(batch, x)
     weights, features, bias = batch.views(x.cpu())
     roots = batch.roots.cpu()

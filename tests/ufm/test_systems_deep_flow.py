@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ufm.cli import main
 from ufm.errors import RequestError
 from ufm.systems import Task, deep, deep_run, flow, flow_run
 
@@ -15,9 +16,23 @@ def test_deep_row_names_structure_ranks_and_balance():
         assert row["layer_ranks"] == [3, 3, 3]
         assert row["over_dnc"] == pytest.approx(1, rel=1e-7)
         assert row["effective_rank"] == pytest.approx(3, rel=1e-5)
-        assert row["balance"] < 1e-3
+        assert row["balance"] < 1e-6 and max(row["norm_balance"].values()) < 1e-6
+        assert row["ranks"] == "3/3/3" and row["collapse"]["nc1"] == 0
+        assert row["collapse"]["nc2"] < 1e-6 and row["collapse"]["distance"] < 1e-6
+        # Without a bias W_L is along the raw means, which are orthogonal: 1 - cos to the centred ones is 1 - sqrt(1 - 1/K).
+        assert row["collapse"]["nc3"] == pytest.approx(1 - np.sqrt(2 / 3), rel=1e-6)
         # Post-ReLU class means of deep neural collapse are orthogonal and equal at every hidden layer.
         assert row["layers"][-1]["cosine_raw"]["mean"] == pytest.approx(0, abs=1e-3)
+
+
+def test_the_deep_table_fits_a_hundred_columns(capsys, tmp_path):
+    options = ["--activation", "linear", "--depth", "2,3", "--seeds", "0:2", "--out", str(tmp_path)]
+    main(["simulate", "deep", *options], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    header = lines[0].split()
+    wanted = ["cell", "loss", "predicted", "structure", "ranks", "nc1", "nc2", "nc3", "distance", "status"]
+    assert header == wanted
+    assert max(map(len, lines[:5])) <= 100
 
 
 def test_deep_mixed_cells_come_back_in_order():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ufm.measure.algebra import gram_distance, simplex_gram
 from ufm.prediction import Prediction
 from ufm.problem import Problem
 from ufm.solution import Solution
@@ -16,7 +17,9 @@ from ufm.systems.deep import Deep, problem_of
 from ufm.theory import deep as theory
 from ufm.theory.deep_linear import product
 from ufm.theory.deep_scalar import effective_rank
+from ufm.theory.layers import class_means
 
+ROUNDING = 1e-10  # a geometric measure below the solvers' tolerance is 0
 ALIVE = 1e-3  # logits of a class under this are zero: where a class survives a first-order jump they are of order 1
 
 
@@ -64,7 +67,7 @@ def _row(problem: Problem, solution: Solution, known: dict[str, Prediction]) -> 
         "norm_balance": _finite(solution.balance),
         "gradient_norm": solution.gradient_norm,
         "iterations": solution.iterations,
-        "layers": _layers(problem, solution),
+        **_collapse(problem, solution, known[lowest] if lowest else None),
         "output": _output(problem, solution, known[lowest] if lowest else None),
     }
     if "dnc" in losses:
@@ -93,20 +96,64 @@ def _finite(found: dict[str, float] | None) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in (found or {}).items()}
 
 
-def _layers(problem: Problem, solution: Solution) -> list[dict[str, Any]]:
-    """Return, per layer mean (H_1, then after each activation): rank, singular values, cosines raw and centred."""
+def _collapse(problem: Problem, solution: Solution, prediction: Prediction | None) -> dict[str, Any]:
+    """Return `layers`, per layer mean (H_1, then after each activation), `ranks`, and `collapse`: NC1 to NC3 of the last one.
+
+    NC1 is 0 in every layer: at an optimum the samples of a class share their features. distance, per layer and the largest:
+    singular values of the class means, each set over its root of squares, against those of the lowest known structure,
+    which know nothing of the (arbitrary) order of the classes. Under ReLU H_1 has none: a family of H_1 has one loss.
+    """
+    states = [means.cpu().numpy() for means in solution.layer_means or ()]
+    expected = _expected_spectra(problem, prediction, len(states))
     layers = []
-    for number, means in enumerate(solution.layer_means or (), 1):
-        array = means.cpu().numpy()
+    for number, (means, wanted) in enumerate(zip(states, expected, strict=True), 1):
+        values, centred = np.linalg.svd(means, compute_uv=False), means - means.mean(0)
+        distance = None if wanted is None or values[0] == 0 else _floored(np.linalg.norm(_unit(values) - _unit(wanted)))
         layers.append(
             {
                 "layer": f"H_{number}",
-                "singular_values": np.linalg.svd(array, compute_uv=False).tolist(),
-                "cosine_raw": _cosines(array),
-                "cosine_centred": _cosines(array - array.mean(0)),
+                "singular_values": values.tolist(),
+                "cosine_raw": _cosines(means),
+                "cosine_centred": _cosines(centred),
+                "nc1": 0.0 if values[0] > 0 else None,
+                "nc2": _floored(gram_distance(centred @ centred.T, simplex_gram(len(means)))),
+                "distance": distance,
             }
         )
-    return layers
+    known = [layer["distance"] for layer in layers if layer["distance"] is not None]
+    last = {name: layers[-1][name] for name in ("nc1", "nc2")}
+    centred = states[-1] - states[-1].mean(0)
+    return {
+        "layers": layers,
+        "ranks": "/".join(map(str, solution.layer_ranks or ())),
+        "collapse": {**last, "nc3": _alignment(solution.W.cpu().numpy(), centred), "distance": max(known, default=None)},
+    }
+
+
+def _expected_spectra(problem: Problem, prediction: Prediction | None, count: int) -> list[np.ndarray | None]:
+    if prediction is None or prediction.zero or prediction.weights is None:
+        return [None] * count
+    spectra = [np.linalg.svd(means, compute_uv=False) for means in class_means(problem, prediction)]
+    return [None, *spectra[1:]] if problem.activation == "relu" else spectra
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return values / np.linalg.norm(values)
+
+
+def _floored(value: float) -> float | None:
+    """Return 0 for what is rounding, None for what does not exist."""
+    return None if not math.isfinite(value) else 0.0 if value < ROUNDING else float(value)
+
+
+def _alignment(weight: np.ndarray, centred: np.ndarray) -> float | None:
+    """Return nc3_cosine: the mean of 1 - cos(w_k, centred mean of class k); None where one of them vanishes."""
+    sizes = np.linalg.norm(weight, axis=1) * np.linalg.norm(centred, axis=1)
+    return (
+        None
+        if sizes.min() <= 1e-12 * max(sizes.max(), 1e-300)
+        else _floored(1 - float(((weight * centred).sum(1) / sizes).mean()))
+    )
 
 
 def _cosines(rows: np.ndarray) -> dict[str, float | None]:

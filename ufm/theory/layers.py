@@ -43,6 +43,7 @@ class LayerPrediction:
     cosines: np.ndarray
     cosines_centred: np.ndarray
     nc1: float  # Tr(S_W S_B^+)/K: 0 in every layer of the head
+    determined: bool  # False for H_1 under ReLU: pre-activations of layer 2 of equal loss differ where they are negative
 
     @property
     def effective_rank(self) -> float:
@@ -176,7 +177,7 @@ def scaled(problem: Problem, factor: float) -> Problem:
     return problem.replace(lambda_w=lambdas if problem.depth > 1 else lambdas[0], lambda_h=problem.lambda_h * factor)
 
 
-def _states(problem: Problem, found: Prediction) -> list[np.ndarray]:
+def class_means(problem: Problem, found: Prediction) -> list[np.ndarray]:
     """Return the class means (K, d) of H_1 .. H_L, from the weights that attain the loss."""
     states = [found.means]
     for weight in found.weights[:-1]:
@@ -186,10 +187,10 @@ def _states(problem: Problem, found: Prediction) -> list[np.ndarray]:
 
 
 def _layers(problem: Problem, found: Prediction, exists: bool) -> tuple[LayerPrediction, ...]:
-    return tuple(_layer(number, means, exists) for number, means in enumerate(_states(problem, found), 1))
+    return tuple(_layer(n, means, exists, problem.activation) for n, means in enumerate(class_means(problem, found), 1))
 
 
-def _layer(number: int, means: np.ndarray, exists: bool) -> LayerPrediction:
+def _layer(number: int, means: np.ndarray, exists: bool, activation: str) -> LayerPrediction:
     values = np.linalg.svd(means, compute_uv=False)
     if not exists:
         means, values = means / values[0], values / values[0]
@@ -208,6 +209,7 @@ def _layer(number: int, means: np.ndarray, exists: bool) -> LayerPrediction:
         cosines=_cosines(means, values[0]),
         cosines_centred=_cosines(centred, values[0]),
         nc1=0.0,
+        determined=number > 1 or activation == "linear",
     )
 
 
