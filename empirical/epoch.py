@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from empirical.features import Plan, classifier_weight, plan_layers
+from empirical.head import Head, head_rows, own_head
 from empirical.rows import Rows
 from empirical.store import Batches, Loss, Stored, collect, first_inputs, full_float32, network_of
 from ufm.errors import RequestError
@@ -41,15 +42,18 @@ def measure(
         match_counts: measure train on a subsample with test's class counts; seed: of that subsample.
 
     Returns: rows, a list of dicts {"split", "layer", "centres", "metric", "value"}; `print(rows)` shows a table,
-        `rows.value("nc1_pinv", split="train")` one number.
+        `rows.value("nc1_pinv", split="train")` one number. Two or more bias-free linear maps at the end, with nothing or a
+        rectifier between them, bring the rows of `empirical.head`: ranks, cosines, norm balance.
 
     Raises: RequestError (a ValueError) for what cannot be measured; RunError when the network's values are not finite.
     """
     network, where = network_of(model, device)
-    plan = plan_layers(network, first_inputs(network, train_loader, where), layers, classifier)
+    example = first_inputs(network, train_loader, where)
+    plan = plan_layers(network, example, layers, classifier)
     if classes is not None and classes != plan.outputs:
         raise RequestError(f"classes is {classes}, but the network has {plan.outputs} outputs; leave classes out")
-    return Rows(measure_network(network, train_loader, test_loader, layers=plan, match_counts=match_counts, seed=seed))
+    same = {"match_counts": match_counts, "seed": seed, "head": own_head(network, example, plan.classifier)}
+    return Rows(measure_network(network, train_loader, test_loader, layers=plan, **same))
 
 
 def measure_network(
@@ -65,6 +69,7 @@ def measure_network(
     seed: int = 0,
     loss: Loss | None = None,
     names: Sequence[str] | None = None,
+    head: Head | None = None,
 ) -> list[dict[str, Any]]:
     """Measure a network on train and test data; training may go on afterwards as if nothing had happened.
 
@@ -79,6 +84,7 @@ def measure_network(
         seed: of that subsample.
         loss: mean loss of (logits, labels) for the network-wide rows; None: cross-entropy.
         names: only these measures; None: all. Without `vci` and the ranks no d x d product is made.
+        head: the network's last maps (see `empirical.head`), for the rows of their norms and ranks.
 
     Returns: rows {"split", "layer", "centres", "metric", "value"} with "reason" beside a null value and "flag" where there
         is one. Train has own centres ("self"); test has own and train's. `layer: "network"` holds loss and error.
@@ -94,7 +100,8 @@ def measure_network(
         for split, data in (("train", train), ("test", test))
     }
     weight, bias = classifier_weight(model, plan)
-    return rows_of(stored["train"], stored["test"], plan, weight, bias, match_counts=match_counts, seed=seed, names=names)
+    rows = rows_of(stored["train"], stored["test"], plan, weight, bias, match_counts=match_counts, seed=seed, names=names)
+    return rows if head is None else rows + head_rows(head, model, plan, stored["train"], loss=loss)
 
 
 def rows_of(

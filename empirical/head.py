@@ -75,6 +75,12 @@ def find_head(network: nn.Module, example: Any, classifier: str | None, depth: i
     return Head(tuple(c.path for c in chain), (*names[: len(chain) - len(ends)], *ends), not between - IDENTITY, reason)
 
 
+def own_head(network: nn.Module, example: Any, classifier: str | None) -> Head | None:
+    """Return the head of anybody's network where it has one: two or more bias-free maps; None otherwise."""
+    head = find_head(network, example, classifier)
+    return head if head is not None and len(head.paths) > 1 and not head.reason else None
+
+
 def _back(flow: Flow, node: int | None) -> tuple[int | None, set[str]]:
     """Return the node before the homogeneous operations that lead to `node`, and their names; None where the path forks."""
     passed: set[str] = set()
@@ -98,27 +104,30 @@ def _name(flow: Flow, call: Call, node: int | None) -> str:
 
 
 def head_rows(
-    head: Head, network: nn.Module, plan: Plan, train: Stored, *, loss: Loss, decay: float | None = None
+    head: Head, network: nn.Module, plan: Plan, train: Stored, *, loss: Loss | None = None, decay: float | None = None
 ) -> list[dict[str, Any]]:
     """Return the rows of a head, on train.
 
     At each map's layer: `head_norm` |W_l|_F; `head_rank_effective`, `_stable`, `_numeric` of W_l; `norm_balance_neurons`, the
-    sum over j of | |row j of W_l|^2 - |column j of W_{l+1}|^2 | over the mean of both sums.
+    sum over j of | |row j of W_l|^2 - |column j of W_{l+1}|^2 | over the mean of both sums; of linear maps `balancedness`,
+    |W_l W_l^T - W_{l+1}^T W_{l+1}|_F over the mean of both norms (Jacot et al. 2024).
     At each planned layer but the input and the logits: `means_rank_effective`, `_stable`, `_numeric` of the class means about
     the origin, `means_cosine` and `means_cosine_most`, the mean and the largest cosine between two of them.
     Of the network: `norm_balance`, the largest relative deviation of |W_l|^2 from their mean, and `norm_balance_fit`, that of
     -<Z, dfit/dZ> from the mean of decay |W_l|^2. Both are 0 at a stationary point of a bias-free head.
 
-    decay: lambda, the weight decay of the maps; None: not known.
+    loss: of (logits, labels), mean; None: cross-entropy. decay: lambda, the weight decay of the maps; None: not known.
     """
     weights = [w.cpu().to(torch.float64).numpy() for w in head.weights(network)]
     rows = [_row(name, f"head_{key}", value) for name, w in zip(head.layers, weights, strict=True) for key, value in _map(w)]
     for name, below, above in zip(head.layers, weights, weights[1:], strict=False):
         rows.append(_row(name, "norm_balance_neurons", _neurons(below, above), head.reason))
+        if head.linear:
+            rows.append(_row(name, "balancedness", _balancedness(below, above), head.reason))
     for name in plan.names:
         if name not in ("input", "logits"):
             rows += [_row(name, key, value) for key, value in means_rows(train.features[name], train.labels, plan.outputs)]
-    layers, fit, unknown = _balances(head, weights, network, train, loss, decay)
+    layers, fit, unknown = _balances(head, weights, network, train, loss or nn.functional.cross_entropy, decay)
     rows.append(_row("network", "norm_balance", layers, head.reason))
     return [*rows, _row("network", "norm_balance_fit", fit, head.reason or unknown)]
 
@@ -139,6 +148,12 @@ def _neurons(below: np.ndarray, above: np.ndarray) -> float:
     incoming, outgoing = (below**2).sum(1), (above**2).sum(0)
     total = (incoming.sum() + outgoing.sum()) / 2
     return float(np.abs(incoming - outgoing).sum() / total) if total > 0 else math.nan
+
+
+def _balancedness(below: np.ndarray, above: np.ndarray) -> float:
+    one, other = below @ below.T, above.T @ above
+    size = (np.linalg.norm(one) + np.linalg.norm(other)) / 2
+    return float(np.linalg.norm(one - other) / size) if size > 0 else math.nan
 
 
 def means_rows(features: Tensor, labels: Tensor, classes: int) -> list[tuple[str, float]]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from empirical.epoch import rows_of
 from empirical.features import classifier_weight, plan_layers
+from empirical.head import head_arrays, head_rows, own_head
 from empirical.rows import Rows
 from empirical.schedule import PAPYAN
 from empirical.store import Batches, Loss, collect, facts, first_inputs, length, network_of
@@ -64,7 +65,8 @@ class Recorder:
             name: of the run, [A-Za-z0-9][A-Za-z0-9._-]{0,99}. seed: 0 <= seed < 2**32; each seed is a folder of its own.
             at: which epochs are measured: "log" (4 between e and 2e), "papyan", "every" or a list of epochs.
             loss: mean loss of (logits, labels) for the row `loss`; None: cross-entropy.
-            config: what else identifies the run (learning rate, weight decay, ...): strict JSON values.
+            config: what else identifies the run (learning rate, weight_decay, ...): strict JSON values. With weight_decay the
+                norms of a bias-free head are held against the pull of the loss too.
 
         Raises: RequestError for anything wrong (nothing is created); RunError when another process writes this run.
         """
@@ -72,7 +74,11 @@ class Recorder:
         self.model, self.device = network_of(model, None)
         self.train, self.test = train_loader, test_loader
         self.match_counts, self.seed, self.loss = match_counts, seed, loss
-        self.plan = plan_layers(self.model, first_inputs(self.model, train_loader, self.device), layers, classifier)
+        example = first_inputs(self.model, train_loader, self.device)
+        self.plan = plan_layers(self.model, example, layers, classifier)
+        self.head = own_head(self.model, example, self.plan.classifier)
+        decay = dict(config or {}).get("weight_decay")
+        self.decay = float(decay) if isinstance(decay, (int, float)) and not isinstance(decay, bool) else None
         first_inputs(self.model, test_loader, self.device)
         self.steps = 0  # to be set by a loop that goes on from a checkpoint
         self.last: int | None = None
@@ -132,9 +138,12 @@ class Recorder:
             raise
         weight, bias = classifier_weight(self.model, self.plan)
         rows = rows_of(train, test, self.plan, weight, bias, match_counts=self.match_counts, seed=self.seed)
+        if self.head is not None:
+            rows += head_rows(self.head, self.model, self.plan, train, loss=self.loss, decay=self.decay)
         rows += [network_row(name, value) for name, value in self._values.items()]
         if final:
-            run.write_tensors(TENSORS, tensors_of(train, test, self.plan, weight, bias))
+            maps = {} if self.head is None else head_arrays(self.head, self.model)
+            run.write_tensors(TENSORS, tensors_of(train, test, self.plan, weight, bias) | maps)
             self._data = facts(train.labels, test.labels, self.plan.outputs)
         if later:
             run.truncate(METRICS, later[0])

@@ -175,6 +175,8 @@ def theories(one: Trained) -> tuple[list[Theory], str]:
 
     setting, counts = one.setting, [n for n in one.counts if n > 0]
     relu = setting.get("head_activation") == "relu"
+    if "head_activation" not in setting and setting.get("head") != "deep":
+        return [], "the run does not say the loss and the activation of its head"
     if setting.get("bias") is not False:
         return [], "the classifier has a bias"
     if not counts:

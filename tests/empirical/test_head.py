@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
+import empirical
 from empirical import collapse
 from empirical.experiment import Experiment
 from empirical.features import plan_layers
@@ -109,6 +110,7 @@ def test_at_a_stationary_point_of_the_penalised_loss_everything_is_balanced():
     assert rows["network", "norm_balance"]["value"] < 1e-5
     assert rows["network", "norm_balance_fit"]["value"] < 1e-5
     assert max(row["value"] for (_, metric), row in rows.items() if metric == "norm_balance_neurons") < 1e-4
+    assert max(row["value"] for (_, metric), row in rows.items() if metric == "balancedness") < 1e-4
     assert rows["logits", "head_norm"]["value"] == pytest.approx(np.linalg.norm(maps[-1].detach().numpy()))
 
 
@@ -168,3 +170,20 @@ def test_a_training_writes_the_rows_and_keeps_the_spectra(tmp_path):
             assert np.linalg.norm(arrays[f"{name}/weight/{key}"]) == pytest.approx(norm, rel=1e-6)
     squares = np.square(norms)
     assert last["network", "norm_balance"] == pytest.approx(np.abs(squares / squares.mean() - 1).max(), rel=1e-6)
+
+
+def test_anybodys_network_brings_the_rows_and_the_recorder_keeps_them(tmp_path):
+    data, net = split(), network("relu", maps=3)
+    rows = empirical.measure(net, [data], [data])
+    layers = [r["layer"] for r in rows if r["metric"] == "head_norm"]
+    assert layers == ["head.0", "penultimate", "logits"]
+    assert rows.value("norm_balance", split="train", layer="network") > 0
+    reason = next(r["reason"] for r in rows if r["metric"] == "norm_balance_fit")
+    assert "not known" in reason
+    with empirical.Recorder(tmp_path, net, [data], [data], config={"weight_decay": 0.1}) as recorder:
+        recorded = recorder.epoch(0)
+        folder = recorder.path
+    assert recorded.value("norm_balance_fit", split="train", layer="network") > 0
+    assert "head.0/weight/spectrum" in load_file(folder / "tensors.safetensors")
+    plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    assert not any(r["metric"].startswith(("head", "norm_balance")) for r in empirical.measure(plain, [data], [data]))
