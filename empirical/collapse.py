@@ -14,7 +14,7 @@ from empirical.epoch import rows_of
 from empirical.experiment import Experiment
 from empirical.features import Plan, classifier_weight, plan_layers
 from empirical.head import Head, find_head, head_arrays, head_rows
-from empirical.store import Stored, collect
+from empirical.store import Stored
 from empirical.tensors import tensors_of
 from empirical.train import Report, Training, build_network, clock_of, load_data, run_training
 from ufm.interrupt import Stop
@@ -89,7 +89,7 @@ class Look:
         if self.outside is None:
             samples, training.info["ood"] = outside(name, training.info, seed=training.seed)
             self.outside = samples.to(training.device)
-        return collect(training.network, self.of(training), self.outside, device=training.device)
+        return collect_together(training.network, self.of(training), self.outside, device=training.device)
 
     def tensors(self, training: Training) -> dict[str, Any]:
         """Return what `tensors.safetensors` keeps of the trained network."""
