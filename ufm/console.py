@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -21,6 +22,8 @@ import click
 from ufm.errors import RequestError, RunError
 from ufm.interrupt import Interrupted
 from ufm.tables import Entry, load, suggest
+
+_MARKED = re.compile(r"-|-?[0-9.]+(e[-+][0-9]+)?[ *]")  # a number with a mark behind it
 
 
 def say(message: str) -> None:
@@ -60,15 +63,28 @@ def format_number(value: Any) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> None:
-    """Print rows as aligned columns on stdout; numbers to the right."""
-    columns = list(columns)
-    text = [[format_number(row.get(c)) for c in columns] for row in rows]
-    widths = [max([len(c), *(len(line[i]) for line in text)]) for i, c in enumerate(columns)]
-    right = [all(isinstance(row.get(c), (int, float, type(None))) for row in rows) for c in columns]
-    for line in [columns, *text]:
-        cells = (part.rjust(w) if r else part.ljust(w) for part, w, r in zip(line, widths, right, strict=True))
-        click.echo("  ".join(cells).rstrip())
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], spare: Iterable[str] = ()) -> None:
+    """Print rows as aligned columns on stdout; numbers to the right.
+
+    `spare`: columns that a terminal which is too narrow does without, the widest first; a line below says which.
+    """
+    columns, spare, left_out = list(columns), set(spare), []
+    text = {c: [format_number(row.get(c)) for row in rows] for c in columns}
+    widths = {c: max([len(c), *map(len, text[c])]) for c in columns}
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+    while sum(widths[c] + 2 for c in columns) - 2 > room and spare & set(columns):
+        left_out.append(max(spare & set(columns), key=lambda c: (widths[c], c)))
+        columns.remove(left_out[-1])
+    right = {c: all(_is_number(row.get(c)) for row in rows) for c in columns}
+    for i in range(-1, len(rows)):
+        cells = ((text[c][i] if i >= 0 else c, widths[c], right[c]) for c in columns)
+        click.echo("  ".join(part.rjust(w) if r else part.ljust(w) for part, w, r in cells).rstrip())
+    if left_out:
+        click.echo(f"(not shown for want of room: {', '.join(left_out)}; --json has everything)")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, type(None))) or (isinstance(value, str) and bool(_MARKED.fullmatch(value)))
 
 
 class Progress:

@@ -12,6 +12,8 @@ import numpy as np
 
 from ufm.errors import RequestError
 
+MOST_TRIALS = 10_000
+
 
 def simplex_etf(classes: int, dim: int | None = None) -> np.ndarray:
     """Return the simplex equiangular tight frame, (K, d): unit rows with cosines -1/(K-1), their sum zero.
@@ -208,6 +210,34 @@ def rows_of_gram(gram: Any, dim: int | None = None) -> np.ndarray:
     rows = np.zeros((len(g), width))
     rows[:, :rank] = (vectors[:, keep] * np.sqrt(values[keep]))[:, ::-1]
     return rows
+
+
+def relabelling(gram: np.ndarray, target: np.ndarray, tolerance: float = 1e-3) -> np.ndarray | None:
+    """Return p (K,) with gram[i, j] = target[p[i], p[j]] up to `tolerance` times the largest entry, or None: there is none.
+
+    In a code every class may sit at every vertex: two Grams are compared after this. A search class by class that goes back
+    where nothing fits; None also where it would take long, which codes with few different cosines do not.
+    """
+    slack = tolerance * max(float(np.abs(target).max()), 1e-300)
+    places: list[int] = []
+    untried: list[list[int]] = []
+    for _ in range(MOST_TRIALS):
+        i = len(places)
+        if i == len(gram):
+            return np.array(places)
+        if len(untried) == i:  # a class not looked at yet
+            fits = np.abs(np.diagonal(target) - gram[i, i]) <= slack
+            fits &= (np.abs(target[:, places] - gram[i, :i]) <= slack).all(1)
+            fits[places] = False
+            untried.append(np.flatnonzero(fits).tolist())
+        if untried[i]:
+            places.append(untried[i].pop(0))
+        else:
+            untried.pop()
+            if not places:
+                return None
+            places.pop()
+    return None
 
 
 def smallest_angle(code: Any) -> float:

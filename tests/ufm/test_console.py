@@ -102,6 +102,26 @@ def test_plain_is_json_ready():
     json.dumps(plain(value), allow_nan=False)
 
 
+def test_a_narrow_terminal_does_without_the_widest_columns(capsys, monkeypatch):
+    rows = [{"cell": "a=1", "loss": 0.5, "a_long_name": 1.0, "name": 2.0, "status": "converged"}]
+    spare = ("a_long_name", "name")
+    print_table(rows, rows[0], spare=spare)
+    whole = capsys.readouterr().out
+    assert "a_long_name" in whole and "room" not in whole  # a file has any width
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for width, left in ((80, ""), (35, "a_long_name"), (24, "a_long_name, name"), (5, "a_long_name, name")):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_table(rows, rows[0], spare=spare)
+        out = capsys.readouterr().out
+        assert out.splitlines()[2:] == ([f"(not shown for want of room: {left}; --json has everything)"] if left else [])
+        assert width < 24 or max(map(len, out.splitlines()[:2])) <= width
+
+
+def test_a_marked_number_stays_to_the_right(capsys):
+    print_table([{"x": "0.5*"}, {"x": "1.25e-05 "}, {"x": None}], ["x"])
+    assert capsys.readouterr().out.splitlines() == ["        x", "     0.5*", "1.25e-05", "        -"]
+
+
 def test_numbers_and_tables(capsys):
     assert [format_number(v) for v in (None, float("nan"), 1.23456, 7, True, "a\x1b", 1e-12)] == [
         "-",

@@ -175,3 +175,23 @@ def test_one_line_errors(function, arguments, words):
         function(*arguments)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [geometry.polygon(9), geometry.icosahedron(), geometry.cell24(), geometry.cross_polytope(5)])
+def test_a_relabelled_code_is_recognised(rows):
+    rng = np.random.default_rng(0)
+    target = rows @ rows.T
+    for _ in range(5):
+        order = rng.permutation(len(rows))
+        gram = target[np.ix_(order, order)] + rng.normal(scale=1e-6, size=target.shape)
+        places = geometry.relabelling(gram, target)
+        assert sorted(places) == list(range(len(rows)))
+        np.testing.assert_allclose(target[np.ix_(places, places)], gram, atol=1e-4)
+
+
+def test_another_code_has_no_relabelling():
+    antiprism = geometry.square_antiprism() @ geometry.square_antiprism().T
+    cube = np.array([[a, b, c] for a in (1, -1) for b in (1, -1) for c in (1, -1)]) / np.sqrt(3)
+    assert geometry.relabelling(cube @ cube.T, antiprism) is None
+    assert geometry.relabelling(2 * antiprism, antiprism) is None
+    assert geometry.relabelling(np.eye(40) + 0.5, np.eye(40) + 0.2) is None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ufm.errors import RequestError
+from ufm.predict import predict
 from ufm.problem import Problem
 from ufm.solution import Status
 from ufm.systems import SYSTEMS, Cost, Task, single, single_run, trajectory
@@ -235,3 +236,30 @@ def test_a_trajectory_that_diverges_is_null_and_says_so():
     assert row["status"] == Status.DIVERGED.value
     assert all(v is None or math.isnan(v) for v in row["measures"].values()) and "not finite" in row["reasons"]["nc1_pinv"]
     assert not math.isfinite(row["trajectory"]["loss"][-1]) and math.isnan(row["trajectory"]["nc1_pinv"][-1])
+
+
+@pytest.mark.parametrize(("K", "d", "constraint"), [(5, 2, "ridge"), (6, 3, "ridge"), (7, 2, "sphere"), (12, 3, "sphere")])
+def test_a_code_is_compared_whichever_class_sits_at_which_vertex(K, d, constraint):
+    cell = spec(classes=K, dim=d, per_class=3, lambda_w=1e-3, constraint=constraint, temperature=0.3)
+    for row in single_run.simulate([Task(cell, seed) for seed in range(3)], "cpu"):
+        assert row["loss"] == pytest.approx(row["predicted"], rel=1e-8)
+        assert row["measures"]["nc2_to_prediction"] < 1e-6 and "nc2_to_prediction" not in row["reasons"]
+
+
+def regime(**more):
+    return single_run.regime_of(predict(Problem(4, 6, **{"lambda_h": 1e-2, **more})))
+
+
+def test_the_regime_of_a_prediction_in_words():
+    """By hand: class k of squared error is dead iff n_k <= N^2 lambda_w lambda_h; N = 107 and 8 <= 11.4."""
+    assert regime(counts=(50, 44, 8, 5), loss="mse", lambda_w=0.1) == "dead classes 2-3"
+    assert regime(counts=(50, 8, 44, 5), loss="mse", lambda_w=0.1) == "dead classes 1,3"
+    assert regime(counts=(50, 44, 8, 5), loss="mse", lambda_w=0.01) == ""
+    assert regime(counts=(50, 44, 8, 5), loss="mse", lambda_w=100.0) == "zero solution"
+    assert regime(counts=(50, 50, 5, 5), lambda_w=0.1) == "minority collapse: classes 2-3 share one w"
+    number = 5 / (110**2 * 1e-2)  # lambda_w at the threshold n_B = N^2 lambda_w lambda_h, in which numbers are square roots
+    assert regime(counts=(50, 50, 5, 5), lambda_w=0.99 * number) == "at the threshold 'minority collapse'"
+    assert regime(counts=(50, 50, 5, 5), lambda_w=0.95 * number) == ""
+    assert regime(counts=50, lambda_w=1e-3) == "" and regime(counts=50, lambda_w=1e3) == "zero solution"
+    dead = single_run._named(range(10)), single_run._named([0, 2, 4, 6, 8, 10, 12])
+    assert dead == ("0-9", "0,2,4,6,8,10,.. (7 in all)")

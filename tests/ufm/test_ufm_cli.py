@@ -216,6 +216,19 @@ def test_simulate_prints_a_table_and_writes_a_run(ufm, tmp_path):
     assert again.json["computed"] == 0 and again.json["statuses"] == {"converged": 4}
 
 
+def test_what_is_not_proven_is_marked_in_the_table_and_dead_classes_are_named(ufm):
+    plane = ("--classes", "5", "--dim", "2,6", "--per-class", "3", "--device", "cpu")
+    lines = ufm("simulate", "single", *plane).out.splitlines()
+    assert lines[1].split()[2].endswith("*") and not lines[2].split()[2].endswith("*") and "regime" not in lines[0]
+    assert lines[3] == "* evidence only (multistart), not proven"
+    assert "evidence only (multistart), not proven" in ufm("predict", "single", *plane[:-2]).out.splitlines()[1]
+    uneven = ("simulate", "single", "--counts", "50,20,2", "--loss", "mse", "--lambda-w", "1e-3,0.1", "--lambda-h", "0.01")
+    lines = ufm(*uneven, "--classes", "3", "--device", "cpu").out.splitlines()
+    assert lines[0].endswith("regime") and lines[1].endswith("converged") and lines[2].endswith("dead classes 2")
+    lines = ufm("predict", *uneven[1:], "--classes", "3").out.splitlines()
+    assert "dead classes 2" in lines[2] and "dead" not in lines[1]
+
+
 def test_json_is_one_document_and_nothing_else(ufm):
     answer = ufm(*SMALL, "--json")
     assert answer.code == 0 and answer.out.count("\n") == 1

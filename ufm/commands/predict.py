@@ -14,6 +14,7 @@ from ufm.systems import System
 from ufm.tables import resolve_target
 
 SHOWN = 200
+SELDOM = ("regime", "reason")  # columns shown where a cell has something to say there
 MOST = 10_000  # closed forms are printed, not recorded
 
 
@@ -33,7 +34,8 @@ def predict(system: System, flags: Mapping[str, Any]) -> int:
         print_json({"system": system.name, "predictions": rows})
     else:
         shown = [{"cell": shared.label(row["parameters"], varying, None), **plain(row)} for row in rows[:SHOWN]]
-        print_table(shown, ["cell", *system.predict_columns])
+        columns = [name for name in system.predict_columns if name not in SELDOM or any(row.get(name) for row in shown)]
+        print_table(shown, ["cell", *columns])
         if len(plan.cells) > SHOWN:
             click.echo(f"... and {len(plan.cells) - SHOWN} more cells; --json prints up to {MOST}")
     applies = all(row.get("applies", True) for row in rows)

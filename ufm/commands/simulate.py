@@ -9,8 +9,9 @@ import click
 
 from ufm import machine
 from ufm.commands import shared
-from ufm.console import plain, print_json, print_table, progress, reach, say
+from ufm.console import format_number, plain, print_json, print_table, progress, reach, say
 from ufm.errors import RunError
+from ufm.prediction import EVIDENCE
 from ufm.solution import Status
 from ufm.spec import build
 from ufm.systems import System
@@ -82,11 +83,23 @@ def _table(plan: Any, outcome: Any) -> None:
     seeds = len(plan.seeds) > 1
     columns = {path.rpartition(".")[2] if "." in path else path: path for path in plan.system.columns}
     columns = {("gap" if path == "certificate.gap" else name): path for name, path in columns.items()}
-    rows = []
+    rows, unproven = [], 0
     for row in outcome.rows[:SHOWN]:
         cell = shared.label(row["parameters"], plan.varying, row["seed"] if seeds else None)
-        rows.append({"cell": cell, **{name: plain(reach(row, path)) for name, path in columns.items()}})
-    print_table(rows, ["cell", *columns])
+        line = {"cell": cell, **{name: plain(reach(row, path)) for name, path in columns.items()}}
+        if reach(row, "prediction.status") == EVIDENCE and line.get("predicted") is not None:
+            line["predicted"], unproven = f"{format_number(line['predicted'])}*", unproven + 1
+        rows.append(line)
+    if unproven:  # the others keep their place
+        for line in rows:
+            line["predicted"] = (
+                f"{format_number(line['predicted'])} " if isinstance(line["predicted"], float) else line["predicted"]
+            )
+    if not any(line.get("regime") for line in rows):
+        columns.pop("regime", None)
+    print_table(rows, ["cell", *columns], spare=[name for name in columns if name not in ("loss", "predicted", "status")])
+    if unproven:
+        click.echo(f"* {EVIDENCE}")
     if len(outcome.rows) > SHOWN:
         click.echo(f"... and {len(outcome.rows) - SHOWN} more cells")
     click.echo(f"run: {outcome.path}")

@@ -162,8 +162,9 @@ SYSTEM = System(
         "measures.nc3_cosine",
         "measures.nc2_to_prediction",
         "status",
+        "prediction.regime",
     ),
-    predict_columns=("prediction", "loss", "zero", "status", "reference", "reason"),
+    predict_columns=("prediction", "loss", "zero", "regime", "status", "reference", "reason"),
     naming=("loss", "classes", "dim"),
     validate="ufm.systems.single_run:validate",
     examples=(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ufm.errors import RequestError
-from ufm.geometry import one_vs_rest_margins
+from ufm.geometry import one_vs_rest_margins, relabelling
 from ufm.measure import collapse
 from ufm.predict import predict as predict_problem
 from ufm.prediction import Prediction
@@ -46,6 +46,11 @@ MEASURED = (
 
 SCALARS = ("logit_gap", "weight_norm", "feature_norm", "angle_weights", "angle_means")
 SMALL_GRAM = 20  # classes up to which a row keeps its Gram matrices
+_WHY_NOT = {
+    False: "the predicted Gram is zero or not unique",
+    True: "the means found are no copy of the predicted code, whichever class sits where",
+}
+NEAR = 0.02  # of a threshold: convergence is slow there
 MOST_OF_A_CODE = 64  # the margins of a larger code take longer than its optimum
 
 
@@ -167,8 +172,39 @@ def record_of(problem: Problem, prediction: Prediction) -> dict[str, Any]:
         "unique": prediction.unique,
         "zero": prediction.zero,
         "thresholds": dict(prediction.thresholds),
+        "regime": regime_of(prediction),
         "values": predicted_scalars(problem, prediction),
     }
+
+
+def regime_of(prediction: Prediction) -> str:
+    """Return in words what is special of a predicted optimum: zero, minority collapse, dead classes, at a threshold; or ""."""
+    if not prediction.applies:
+        return ""
+    words = []
+    dead = prediction.details.get("dead_classes") or []
+    if prediction.zero:
+        words.append("zero solution")
+    elif dead and prediction.details.get("minority_collapse"):
+        words.append(f"minority collapse: classes {_named(dead)} share one w")
+    elif dead:
+        words.append(f"dead classes {_named(dead)}")
+    near = [name for name, number in prediction.thresholds.items() if abs(number - 1) < NEAR]
+    if near:
+        words.append(f"at the threshold {near[0]!r}")
+    return ", ".join(words)
+
+
+def _named(classes: Sequence[int]) -> str:
+    """Return "2-5,8" for [2, 3, 4, 5, 8], cut after six runs."""
+    runs: list[list[int]] = []
+    for k in sorted(classes):
+        if runs and k == runs[-1][1] + 1:
+            runs[-1][1] = k
+        else:
+            runs.append([k, k])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs[:6])
+    return text if len(runs) <= 6 else f"{text},.. ({len(classes)} in all)"
 
 
 def predicted_scalars(problem: Problem, prediction: Prediction) -> dict[str, float]:
@@ -192,7 +228,7 @@ def measure_many(solutions: Sequence[Solution], predictions: Sequence[Prediction
         )
         keep = np.flatnonzero(regular(weight, means))
         chosen = [members[j] for j in keep]
-        grams = [_gram(predictions[i]) for i in chosen]
+        grams = [_gram(solutions[i], predictions[i]) for i in chosen]
         for i, found in zip(chosen, measure_means(weight[keep], means[keep], bias[keep], grams), strict=True):
             out[i] = {"measures": found, "reasons": {}, "flags": dict.fromkeys(SCATTER, "degenerate")}
     return [
@@ -219,7 +255,7 @@ def measures_of(solution: Solution, prediction: Prediction) -> dict[str, Any]:
             weight=solution.W.numpy(force=True),
             bias=solution.b.numpy(force=True),
             classes=problem.classes,
-            predicted_gram=_gram(prediction),
+            predicted_gram=_gram(solution, prediction),
             names=MEASURED,
         )
     except RequestError as error:  # a geometry that does not exist is a value, not the end of the sweep
@@ -229,8 +265,15 @@ def measures_of(solution: Solution, prediction: Prediction) -> dict[str, Any]:
     return {"measures": measures, "reasons": reasons, "flags": {k: v for k, v in found.flags.items() if k in measures}}
 
 
-def _gram(prediction: Prediction) -> np.ndarray | None:
-    return prediction.gram_h if prediction.applies and prediction.unique and not prediction.zero else None
+def _gram(solution: Solution, prediction: Prediction) -> np.ndarray | None:
+    """Return the Gram of the means to compare with: that of a code with its vertices named as the solution names them."""
+    if not (prediction.applies and prediction.unique and not prediction.zero) or prediction.gram_h is None:
+        return None
+    if "code" not in prediction.details:
+        return prediction.gram_h
+    means = solution.H.numpy(force=True)
+    places = relabelling(means @ means.T, prediction.gram_h) if len(means) <= MOST_OF_A_CODE else None
+    return None if places is None else prediction.gram_h[np.ix_(places, places)]
 
 
 def _with_scalars(solution: Solution, prediction: Prediction, found: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +281,7 @@ def _with_scalars(solution: Solution, prediction: Prediction, found: dict[str, A
     problem, reasons = solution.problem, dict(found["reasons"])
     values = {name: found["measures"].get(name, math.nan) for name in MEASURED}
     if "nc2_to_prediction" not in found["measures"]:
-        reasons["nc2_to_prediction"] = prediction.reason or "the predicted Gram is zero or not unique"
+        reasons["nc2_to_prediction"] = prediction.reason or _WHY_NOT["code" in prediction.details]
     numbers = dict.fromkeys(SCALARS, math.nan)
     if not _not_finite(solution):
         W, H, Z = (part.numpy(force=True) for part in (solution.W, solution.H, solution.logits))
@@ -277,6 +320,7 @@ def predict(spec: Single) -> dict[str, Any]:
         "reason": prediction.reason,
         "assumptions": list(prediction.assumptions),
         "applies": prediction.applies,
+        "regime": regime_of(prediction),
         "thresholds": dict(prediction.thresholds),
         "details": dict(prediction.details),
         "logits": prediction.logits,
