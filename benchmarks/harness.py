@@ -52,16 +52,18 @@ def once(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - begun, result
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Read `--json FILE` and `--trials N`."""
+def arguments(description: str, *, smoke: bool = False) -> argparse.Namespace:
+    """Read `--json FILE`, `--trials N` and, where the benchmark has it, `--smoke`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="write the rows, hardware and versions here")
     parser.add_argument("--trials", type=int, default=5, help="calls per median (default 5)")
+    if smoke:
+        parser.add_argument("--smoke", action="store_true", help="every row once at a tiny size: only to see that all of it runs")
     return parser.parse_args()
 
 
-def report(rows: list[Row], options: argparse.Namespace) -> None:
-    """Print the comparison; write it with hardware and versions when asked."""
+def report(rows: list[Row], options: argparse.Namespace, facts: dict[str, Any] | None = None) -> None:
+    """Print the comparison; write it, with `facts` measured beside it, hardware and versions, when asked."""
     import torch
 
     from ufm.provenance import environment
@@ -75,6 +77,7 @@ def report(rows: list[Row], options: argparse.Namespace) -> None:
             print(f"  {row.note}")
     document = {
         "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
+        **({"facts": facts} if facts else {}),
         "trials": options.trials,
         "environment": environment(),
     }

@@ -1,31 +1,39 @@
 """Training and measuring against the loop everybody writes: DataLoader, batches of 1000 to evaluate, `.item()` per batch.
 
-    python benchmarks/train.py [--json FILE] [--trials 5]
+    python benchmarks/train.py [--json FILE] [--trials 5] [--smoke]
 
-Process CPU time, one thread. With a CUDA GPU also: steps per second of a ResNet-18 on CIFAR-shaped data, the share of the
-card's measured bfloat16 matrix rate that is, and what 350 epochs would take.
+Process CPU time, one thread. The whole laptop commands (200 epochs, train and test measured) are timed by the clock and by the
+CPU. With a CUDA GPU also what benchmarks/train_gpu.py holds: ResNet-18 at CIFAR shape and many small networks at once; without
+one these rows say so. --smoke runs every row once at a tiny size, those of a GPU on the CPU: its times mean nothing.
 """
 
 from __future__ import annotations
 
 from harness import Row, arguments, cpu_seconds, report  # isort: skip  (sets the thread counts)
 
+import os
+import resource
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import train_gpu
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from empirical import collapse
-from empirical.data.split import Split
 from empirical.experiment import Experiment
-from empirical.losses import objective
 from empirical.models import Architecture, build
-from empirical.optimise import optimizer_of
-from empirical.schedule import Clock
-from empirical.train import Training, load_data, numerics, order_of, run_training, set_up, take_step
+from empirical.schedule import due_steps
+from empirical.step import order_of, take_step
+from empirical.train import load_data, run_training, set_up
 from ufm.record import Run
 
 CPU = torch.device("cpu")
@@ -33,6 +41,12 @@ JOBS = {  # a tenth of the two laptop jobs; cost per epoch is constant
     "digits, MLP 4x128": Experiment(dataset="digits", epochs=20, weight_decay=2e-3, measure_at="1,2,5,10,20"),
     "MNIST-5k, convnet": Experiment(dataset="mnist5k", model="convnet", epochs=4, weight_decay=2e-3, measure_at="1,2,4"),
 }
+COMMANDS = {  # the laptop jobs as typed: one network, two cores
+    "digits, MLP 4x128": ["--dataset", "digits", "--weight-decay", "2e-3"],
+    "MNIST-5k, MLP 4x128": ["--dataset", "mnist5k", "--weight-decay", "2e-3"],
+    "MNIST-5k, convnet": ["--dataset", "mnist5k", "--model", "convnet", "--weight-decay", "2e-3"],
+}
+COMMAND_SECONDS = 60.0
 
 
 # --- ours ----------------------------------------------------------------------------------------------------------
@@ -46,6 +60,44 @@ def ours(experiment: Experiment, measured: bool) -> None:
         Run.create(folder, "collapse", "benchmark", experiment.setting(), seed=0, environment={}) as run,
     ):
         run_training(experiment, run, observe=look, device=CPU)
+
+
+def measuring_cost(experiment: Experiment, trials: int) -> dict[str, float]:
+    """Return the share of a whole training's CPU time that goes into measuring: looks and epochs timed in turn."""
+    training, look = set_up(experiment, 0, CPU), collapse.Look()
+    look.rows(training)
+    order = order_of(training, 0)
+    steps, forwards, looks = [], [], []
+    for _ in range(max(trials, 3)):
+        training.step = 0
+        begun = time.process_time()
+        for position in range(training.clock.per_epoch):
+            first, last = training.clock.bounds(position)
+            take_step(training, order[first:last])
+            training.step += 1
+        steps.append((time.process_time() - begun) / training.clock.per_epoch)
+        looks.append(_cpu(lambda: look.rows(training)))
+        forwards.append(_cpu(lambda: look.stored(training)))
+    step, one, forward = (statistics.median(times) for times in (steps, looks, forwards))
+    number = len(due_steps(experiment.moments, training.clock))
+    whole = training.clock.steps * step + number * one
+    return {"looks": number, "step": step, "look": one, "share": number * one / whole, "forward_share": number * forward / whole}
+
+
+def _cpu(work: Callable[[], Any]) -> float:
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun
+
+
+def whole_command(flags: list[str], epochs: int) -> tuple[float, float]:
+    """Return (seconds by the clock, CPU seconds) of `empirical run collapse` from its start to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "empirical", "run", "collapse", *flags, "--epochs", str(epochs), "--out", folder]
+        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run([*command, "--device", "cpu", "--workers", "1"], check=True, capture_output=True, env=dict(os.environ))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - begun, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 # --- what a user has -----------------------------------------------------------------------------------------------
@@ -102,79 +154,49 @@ def common_measures(network: nn.Module, loader: DataLoader, classes: int) -> tup
     return nc1.item(), wrong / counts.sum().item()
 
 
-# --- a GPU ---------------------------------------------------------------------------------------------------------
+# --- the rows ------------------------------------------------------------------------------------------------------
 
 
-def gpu_training(batch: int) -> Training:
-    """A ResNet-18 on random CIFAR-shaped images, compiled, in bfloat16."""
-    experiment = Experiment(dataset="cifar10", model="resnet18", precision="bf16", compile=True, epochs=350).resolved()
-    device = torch.device("cuda")
-    inputs = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8)
-    split = Split(inputs, torch.arange(50_000) % 10, 10, torch.full((3,), 0.5), torch.full((3,), 0.25)).to(device)
-    network = build("resnet18", Architecture((3, 32, 32), 10), 0).to(device, memory_format=torch.channels_last)
-    clock = Clock(50_000, batch, 350 * (50_000 // batch))
-    return Training(
-        experiment, 0, device, split, split, {}, network, torch.compile(network, dynamic=False),
-        objective("ce"), optimizer_of(experiment, network), clock, (),
-    )  # fmt: skip
-
-
-def matrix_rate(size: int = 8192, repeats: int = 20) -> float:
-    """Return the card's bfloat16 flop/s on a large product."""
-    a = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
-    for _ in range(3):
-        a @ a
-    torch.cuda.synchronize()
-    begun = time.perf_counter()
-    for _ in range(repeats):
-        a @ a
-    torch.cuda.synchronize()
-    return 2 * size**3 * repeats / (time.perf_counter() - begun)
-
-
-def gpu_part(batch: int = 128, steps: int = 300) -> None:
-    """Print what the GPU does."""
-    training = gpu_training(batch)
-    order = order_of(training, 0)
-    with numerics(training.experiment, 0):
-        for step in range(30 + steps):
-            if step == 30:  # compiled and warm
-                torch.cuda.synchronize()
-                begun = time.perf_counter()
-            first, last = training.clock.bounds(step)
-            take_step(training, order[first:last])
-        torch.cuda.synchronize()
-    seconds = (time.perf_counter() - begun) / steps
-    flops = 3 * 2 * 0.5566e9 * batch  # forward and backward; 0.5566 G multiplications of a ResNet-18 at 32 x 32
-    share = flops / seconds / matrix_rate()
-    print(
-        f"{torch.cuda.get_device_name()}: {seconds * 1e3:.2f} ms a step of {batch}; {share:.0%} of the measured bf16 matrix rate;"
-    )
-    print(f"350 epochs of 50000: {350 * 50_000 / batch * seconds / 60:.1f} min, without measuring")
+def laptop_rows(trials: int, smoke: bool) -> tuple[list[Row], dict[str, Any]]:
+    """Return the comparisons with the common loop, and what was measured beside them."""
+    rows, facts = [], {}
+    for name, job in JOBS.items():
+        small = {"epochs": 1, "measure_at": "1", "train_per_class": 20} if smoke else {}
+        experiment = replace(job, **small).resolved()
+        set_up(experiment, 0, CPU)  # the data are read once, for both sides
+        for measured in (False, True):
+            fast = cpu_seconds(lambda e=experiment, m=measured: ours(e, m), trials)
+            slow = cpu_seconds(lambda e=experiment, m=measured: common_loop(e, m), trials)
+            what = "trained and measured" if measured else "trained"
+            rows.append(Row(f"{name}, {experiment.epochs} epochs {what}", fast, "DataLoader loop", slow, 1.0))
+        whole = replace(job, epochs=2 if smoke else 200, measure_at="log", **({"train_per_class": 20} if smoke else {}))
+        cost = facts[f"cost of measuring: {name}"] = measuring_cost(whole.resolved(), trials)
+        print(
+            f"cost of measuring: {name}, {whole.epochs} epochs, {cost['looks']} log-spaced looks: {cost['share']:.1%} of the CPU "
+            f"time, {cost['forward_share']:.1%} the two forward passes alone (target 5%)"
+        )
+    for name, flags in COMMANDS.items():
+        epochs = 2 if smoke else 200
+        clock, cpu = whole_command([*flags, *(["--train-per-class", "20"] if smoke else [])], epochs)
+        facts[f"whole command: {name}"] = {"seconds": clock, "cpu_seconds": cpu, "target": COMMAND_SECONDS}
+        print(
+            f"whole command: {name}, {epochs} epochs: {clock:.1f} s by the clock, {cpu:.1f} s of CPU (target {COMMAND_SECONDS:g} s)"
+        )
+    return rows, facts
 
 
 def main() -> None:
     """Measure and print."""
-    options = arguments(__doc__)
+    options = arguments(__doc__, smoke=True)
     torch.set_num_threads(1)
-    rows = []
-    for name, job in JOBS.items():
-        experiment = job.resolved()
-        set_up(experiment, 0, CPU)  # the data are read once, for both sides
-        seconds = {}
-        for measured in (False, True):
-            fast = cpu_seconds(lambda e=experiment, m=measured: ours(e, m), options.trials)
-            slow = cpu_seconds(lambda e=experiment, m=measured: common_loop(e, m), options.trials)
-            seconds[measured] = fast
-            what = "trained and measured" if measured else "trained"
-            rows.append(Row(f"{name}, {experiment.epochs} epochs {what}", fast, "DataLoader loop", slow, 1.0))
-        share = 1 - seconds[False] / seconds[True]
-        print(f"{name}: measuring took {share:.0%} of the CPU time of {len(experiment.measure_at.split(',')) + 1} looks")
-    report(rows, options)
-    if torch.cuda.is_available():
-        gpu_part()
+    trials = 1 if options.smoke else options.trials
+    rows, facts = laptop_rows(trials, options.smoke)
+    if torch.cuda.is_available() or options.smoke:
+        more, found = train_gpu.rows(trials, options.smoke)
+        rows, facts = rows + more, facts | found
     else:
-        print("no CUDA GPU: its part was left out")
+        print("ResNet-18 at CIFAR shape, many small networks at once: left out, no CUDA GPU")
+    report(rows, options, facts)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from empirical.runner import FileStop, Job, Outcome, run_jobs, work
 from ufm.interrupt import Stop
 
 SETTING = {"dataset": "gaussian", "width": 8, "depth": 1, "train_per_class": 16, "schedule": "none", "layers": "last"}
+SETTING |= {"ranks": "every"}  # the last moment of a stopped training is none of the ends
 EPOCHS = ",".join(str(2**k) for k in range(15))
 
 
