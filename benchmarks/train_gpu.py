@@ -186,8 +186,8 @@ def resnet_rows(size: Size, trials: int) -> tuple[list[Row], dict[str, Any]]:
     }
     per_second = [f"{facts[f'images_per_second{kind}']:.0f}" for kind in ("", "_augmented", "_common")]
     print(
-        f"ResNet-18, batches of {size.batch}: {per_second[0]} images/s ({per_second[1]} augmented, {per_second[2]} the common loop); "
-        f"{share:.0%} of the measured bf16 matrix rate {rate:.3g} flop/s (target {TARGET_SHARE:.0%})"
+        f"ResNet-18, batches of {size.batch}: {per_second[0]} images/s ({per_second[1]} augmented, {per_second[2]} the common "
+        f"loop); {share:.0%} of the measured bf16 matrix rate {rate:.3g} flop/s (target {TARGET_SHARE:.0%})"
     )
     print(
         f"{EPOCHS} epochs with {LOOKS} looks: {facts['minutes_of_350_epochs']:.1f} min (target {TARGET_MINUTES:g}), "
