@@ -30,6 +30,8 @@ DISTANCES = {
     "W W^T, shape": "gram_w_shape_distance",
     "M M^T, shape": "gram_h_shape_distance",
 }
+FEW_SHOT = "any distribution with these class moments: 4 V (1 + 1/m), V the CDNV of the fine classes, m shots"
+MANY_SHOT = "any distribution with these class moments: 4 D/(1 + 4 D), D the directional CDNV, as the shots grow"
 MOMENTS = "Gaussian test features with the measured class means and covariances"
 MOST_CELLS = 200  # trainings whose arrays are read for one table
 
@@ -40,7 +42,27 @@ def with_derived(table: Table) -> Table:
     for name in names:
         table = _with_calibration(table, name, calibrations(table, name))
         table = _with_moments(table, name)
-    return table
+    return _with_few_shot(table, names)
+
+
+def _with_few_shot(table: Table, names: Sequence[str]) -> Table:
+    """The bounds by CDNV and, for many shots, by its directional form beside the few-shot error of the fine classes."""
+    some = table.where(cell=list(names), measure=["fine_cdnv", "fine_cdnv_directional"])
+    some = some.take(some.data["value"] >= 0)
+    if not some.rows:
+        return table
+    from empirical.transfer import SHOTS
+    from ufm.theory.separation import few_shot_cdnv_bound
+
+    value, whole = some.data["value"], some.mask(measure="fine_cdnv")
+    # 4 D/(1 + 4 D) is concave: of the mean of D over ordered pairs it bounds the mean over pairs.
+    bound = np.where(whole, few_shot_cdnv_bound(value, SHOTS), 4 * value / (1 + 4 * value))
+    kept = ("paper", "cell", "seed", "epoch", "step", "split", "layer", "centres")
+    columns: dict[str, Any] = {key: some[key].tolist() for key in kept}
+    columns |= {"value": bound.tolist(), "reference": ["derived"] * some.rows}
+    columns["measure"] = ["fine_few_shot_bound_cdnv" if one else "fine_many_shot_bound" for one in whole]
+    columns["assumption"] = [f"{FEW_SHOT} = {SHOTS}" if one else MANY_SHOT for one in whole]
+    return table.extended(columns)
 
 
 def _with_calibration(table: Table, name: str, made: Sequence[Calibration]) -> Table:

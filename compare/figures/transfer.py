@@ -15,6 +15,7 @@ from compare.figures.settings import names
 from compare.style import LOOKS, Look, Style
 from ufm.errors import RequestError
 
+NARROW = 20  # characters of a name that fit above a panel in a narrow column
 SETTINGS = 2  # side by side; more do not fit a column's width
 # probe -> label and look: what meets the features as they are is solid, what does not see their scale dotted
 _PROBES = {
@@ -101,7 +102,8 @@ def _draw(style: Style, settings: list[_Setting]) -> Any:
         every = [*one.probes.values(), *one.collapse.values()]
         time_axis(top, every, "epoch")
         below = time_axis(bottom, every, "epoch")
-        heading = ("Probes", "Features") if len(settings) == 1 or not style.wide else (one.name, one.name)
+        named = len(settings) > 1 and (style.wide or len(one.name) <= NARROW)
+        heading = (one.name, one.name) if named else ("Probes", "Features")
         title(top, f"probes_{column + 1}", f"({'ab'[column]}) {heading[0]}")
         title(bottom, f"features_{column + 1}", f"({'abcd'[len(settings) + column]}) {heading[1]}")
     grid[0, 0].set_ylabel("Accuracy, fine labels")

@@ -236,3 +236,13 @@ def test_the_table_gets_calibrated_predictions_and_their_assumptions(tmp_path):
         row = table.where(measure=name)
         assert row.rows == 1 and np.isfinite(row["predicted"][0]) and row["epoch"][0] == 100, name
     assert table.where(measure="nc1_pinv", split="train", epoch=1)["predicted"][0] == 0  # what was there stays
+
+
+def test_few_shot_bounds_stand_beside_the_error_of_the_fine_classes(tmp_path):
+    values = {"fine_few_shot_error": 0.01, "fine_few_shot_bound": 0.05, "fine_cdnv": 0.02, "fine_cdnv_directional": 0.01}
+    where = {"seed": 0, "epoch": 9, "step": 72, "split": "test", "layer": "penultimate", "centres": "self"}
+    rows = [{**where, "metric": name, "value": value} for name, value in values.items()]
+    table = with_derived(load(write_training(tmp_path, seeds=[0], study="transfer", rows=rows)))
+    assert table.where(measure="fine_few_shot_bound_cdnv")["value"].tolist() == [pytest.approx(4 * 0.02 * 1.2)]  # five shots
+    assert table.where(measure="fine_many_shot_bound")["value"].tolist() == [pytest.approx(0.04 / 1.04)]
+    assert "m shots = 5" in table.where(measure="fine_few_shot_bound_cdnv")["assumption"][0]

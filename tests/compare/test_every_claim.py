@@ -26,7 +26,7 @@ def wrong(claim):
     if claim.kind == "ratio":
         return dataclasses.replace(claim, least=claim.least * 1e4, least_each=claim.least_each * 1e4)
     if claim.kind == "bound":
-        over = claim.over * 1e4 if isinstance(claim.over, float) else dataclasses.replace(claim.over, factor=1e4)
+        over = abs(claim.over) + 1e9 if isinstance(claim.over, float) else dataclasses.replace(claim.over, factor=1e9)
         return dataclasses.replace(claim, over=over)
     if claim.kind == "identity":
         first, *rest = claim.terms

@@ -198,3 +198,61 @@ def test_line_interval_is_the_exact_binomial_one():
 def test_requests_out_of_range_are_refused(call):
     with pytest.raises(RequestError):
         call()
+
+
+# --- few-shot bounds for any distribution ---
+
+
+def _draws(kind, rng, shape):
+    """Zero mean, unit variance: Gaussian, heavy-tailed, two-valued and very skew."""
+    if kind == "gaussian":
+        return rng.standard_normal(shape)
+    if kind == "heavy":
+        return rng.standard_t(3, shape) / np.sqrt(3)
+    if kind == "two-valued":
+        return rng.choice([-1.0, 1.0], shape)
+    return rng.choice([-1 / 3, 3.0], shape, p=[0.9, 0.1])
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "heavy", "two-valued", "skew"])
+@pytest.mark.parametrize("shots", [1, 5])
+def test_few_shot_bounds_hold_for_any_distribution(kind, shots):
+    rng, N, dim = np.random.default_rng(3), 20_000, 4
+    d = np.array([2.0, 0.5, 0.0, 0.0])
+    root_a, root_b = np.diag([0.5, 0.3, 0.8, 0.2]), np.diag([0.4, 0.6, 0.1, 0.7])
+    errors = []
+    for own, other, way in ((root_a, root_b, d), (root_b, root_a, -d)):
+        e = _draws(kind, rng, (N, dim)) @ own
+        u = _draws(kind, rng, (N, shots, dim)).mean(1) @ own
+        v = _draws(kind, rng, (N, shots, dim)).mean(1) @ other
+        wrong = ((e - u) ** 2).sum(1) >= ((e + way - v) ** 2).sum(1)
+        errors.append(wrong.mean())
+        assert wrong.mean() <= separation.few_shot_directional_bound(way, own**2, other**2, shots)
+    V = (np.trace(root_a**2) + np.trace(root_b**2)) / (2 * d @ d)
+    assert 0 < np.mean(errors) <= separation.few_shot_cdnv_bound(V, shots) == min(1.0, 4 * V * (1 + 1 / shots))
+
+
+def test_few_shot_bounds_by_hand_and_in_the_limit_of_many_shots():
+    assert float(separation.few_shot_cdnv_bound(0.05, 4)) == pytest.approx(0.25)
+    assert separation.few_shot_cdnv_bound([0.05, 3.0], 1).tolist() == [pytest.approx(0.4), 1.0]
+    # One dimension, no scatter of b, endless shots: Cantelli at t -> |d|^2/2 gives 4 D/(1 + 4 D), D = s^2/d^2.
+    found = separation.few_shot_directional_bound([2.0], [[0.25]], [[0.0]], 10**12)
+    assert found == pytest.approx(0.25 / 1.25, rel=0.02)
+    # Scatter across d costs nothing there, while the CDNV counts it.
+    wide = np.diag([0.25, 100.0])
+    assert separation.few_shot_directional_bound([2.0, 0.0], wide, wide, 10**12) == pytest.approx(found, rel=1e-3)
+    assert separation.few_shot_directional_bound([0.0], [[1.0]], [[1.0]], 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: separation.few_shot_cdnv_bound(-0.1, 1),
+        lambda: separation.few_shot_cdnv_bound(0.1, 0),
+        lambda: separation.few_shot_directional_bound([1.0], np.eye(2), np.eye(2), 1),
+        lambda: separation.few_shot_directional_bound([1.0], np.eye(1), np.eye(1), 1.5),
+    ],
+)
+def test_wrong_few_shot_requests(call):
+    with pytest.raises(RequestError):
+        call()
