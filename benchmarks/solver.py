@@ -11,6 +11,7 @@ from harness import Row, arguments, cpu_seconds, once, report  # isort: skip  (s
 
 import numpy as np
 import torch
+from floors import floor_note
 from scipy.optimize import OptimizeResult, minimize
 from scipy.special import log_softmax
 
@@ -96,17 +97,19 @@ def main() -> None:
     ce, mse = Problem(**PATH, loss="ce"), Problem(**PATH, loss="mse")
     loop = {p.loss: autograd_per_step(p, options.trials) for p in (ce, mse)}
     one = seconds_per_step([ce], options.trials)
-    rows.append(Row("step of a full CE path, K=10 d=64 n=100", one, "torch autograd, SGD", loop["ce"], 5))
+    note = floor_note(10, 64, 1000, loop["ce"], options.trials)
+    rows.append(Row("step of a full CE path, K=10 d=64 n=100", one, "torch autograd, SGD", loop["ce"], 5, note))
     lambdas = np.geomspace(1e-5, 1e-3, CONFIGURATIONS)
-    for problem, equal, name in (
-        (ce, True, "CE, start equal within classes"),
-        (mse, True, "MSE, the same"),
-        (mse, False, "MSE, any start"),
+    for problem, equal, name, shape in (  # rows and columns left: K + K and K; min(d, N) and K + min(d, N - K)
+        (ce, True, "CE, start equal within classes", (20, 10)),
+        (mse, True, "MSE, the same", (20, 10)),
+        (mse, False, "MSE, any start", (64, 74)),
     ):
         many = [problem.replace(lambda_w=lam) for lam in lambdas]
         each = seconds_per_step(many, options.trials, equal)
         task = f"step of a reducible path, {name}, {CONFIGURATIONS} configurations"
-        rows.append(Row(task, each, "torch autograd, SGD", loop[problem.loss], 200))
+        note = floor_note(10, *shape, loop[problem.loss], options.trials)
+        rows.append(Row(task, each, "torch autograd, SGD", loop[problem.loss], 200, note))
     report(rows, options)
 
 

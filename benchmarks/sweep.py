@@ -11,6 +11,7 @@ from harness import Row, arguments, cpu_seconds, once, report  # isort: skip  (s
 
 import numpy as np
 import torch
+from floors import floor_note
 from solver import autograd_path, scipy_search
 
 from ufm import Problem, solve_many
@@ -50,7 +51,7 @@ def main() -> None:
         short, long = (cpu_seconds(lambda s=s, m=method: paths(s, m), options.trials) for s in (STEPS // 10, STEPS))
         each = (long - short) / (STEPS - STEPS // 10) / CONFIGURATIONS
         task = f"step of {method}, K=4 d=16 n=10, {CONFIGURATIONS} configurations"
-        rows.append(Row(task, each, "torch autograd, SGD", loop, 100))
+        rows.append(Row(task, each, "torch autograd, SGD", loop, 100, floor_note(4, 16, 40, loop, options.trials)))
     report(rows, options)
 
 

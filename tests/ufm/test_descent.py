@@ -153,6 +153,21 @@ def test_the_kernels_are_those_openblas_names():
         assert named == "haswell"  # what the variable asks for, on a processor that has it
 
 
+def test_openblas_has_the_threads_of_torch_for_the_time_of_a_path():
+    function = products._openblas()
+    if function is None:
+        pytest.skip("NumPy has another BLAS here")
+    before, of_torch = function("get_num_threads")(), torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            with products.threads_of_torch():
+                assert function("get_num_threads")() == number
+            assert function("get_num_threads")() == before
+    finally:
+        torch.set_num_threads(of_torch)
+
+
 @pytest.mark.parametrize("name", LIBRARIES.values())
 def test_products_are_those_of_torch(name, monkeypatch):
     monkeypatch.setattr(products, "kernels", lambda: name)

@@ -25,6 +25,7 @@ from ufm.problem import Problem
 from ufm.reduce import Reduced, loss_of, reduce, sample_weights
 from ufm.seeds import stream
 from ufm.solution import Solution, Status
+from ufm.solvers.products import threads_of_torch
 from ufm.solvers.runge_kutta import integrate
 from ufm.solvers.walk import System, Walk
 
@@ -176,7 +177,8 @@ class Batch:
 
     def run(self, method: str, steps: int | None, tol: float, lr: float, at: Sequence[int]) -> list[tuple[Solution, Path]]:
         """Return Solutions and snapshots."""
-        with np.errstate(over="ignore", invalid="ignore"):  # a path may be on its way to infinity: its status says so
+        # a path may be on its way to infinity: its status says so
+        with np.errstate(over="ignore", invalid="ignore"), threads_of_torch():
             if method == "flow":
                 end, shots = self._flow(float(steps or END), tol, at)
             else:

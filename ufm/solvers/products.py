@@ -10,7 +10,10 @@ PyTorch computes. The choice depends on the machine and the shape alone: the sam
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,25 +21,47 @@ from torch import Tensor
 
 WIDE = ("skylakex", "cooperlake", "sapphirerapids")  # OpenBLAS's names of its AVX-512 kernels
 SMALL = 1 << 14  # multiplications of one product below which the call counts
-ASKED = ("scipy_openblas_get_corename64_", "scipy_openblas_get_corename", "openblas_get_corename64_", "openblas_get_corename")
+NAMES = ("scipy_openblas_{}64_", "scipy_openblas_{}", "openblas_{}64_", "openblas_{}")  # of its functions, by build
+
+
+@cache
+def _openblas() -> Callable[[str], Any] | None:
+    """Return what finds a function of NumPy's OpenBLAS by its short name; None for another library."""
+    module = getattr(np.linalg, "_umath_linalg", None)  # linked against the BLAS of `np.matmul`
+    try:
+        library = ctypes.CDLL(module.__file__)
+    except (AttributeError, OSError):
+        return None
+    for name in NAMES:
+        if hasattr(library, name.format("get_corename")):
+            return lambda short: getattr(library, name.format(short))
+    return None
 
 
 @cache
 def kernels() -> str:
-    """Return the name of the kernels that NumPy's OpenBLAS runs on this processor; "" for another library."""
-    module = getattr(np.linalg, "_umath_linalg", None)  # linked against the BLAS of `np.matmul`
-    if module is None:
+    """Return the name of the kernels that NumPy's OpenBLAS runs on this processor, in lower case; "" for another library."""
+    function = _openblas()
+    if function is None:
         return ""
+    ask = function("get_corename")
+    ask.restype = ctypes.c_char_p
+    return ask().decode().lower()
+
+
+@contextmanager
+def threads_of_torch() -> Iterator[None]:
+    """Give NumPy's OpenBLAS as many threads as PyTorch has: the sums of large products depend on their number."""
+    function, wanted = _openblas(), torch.get_num_threads()
+    before = wanted if function is None else int(function("get_num_threads")())
+    if wanted == before:
+        yield
+        return
+    function("set_num_threads")(wanted)
     try:
-        library = ctypes.CDLL(module.__file__)
-    except OSError:
-        return ""
-    for name in ASKED:
-        ask = getattr(library, name, None)
-        if ask is not None:
-            ask.restype = ctypes.c_char_p
-            return ask().decode().lower()
-    return ""
+        yield
+    finally:
+        function("set_num_threads")(before)
 
 
 def by_numpy(tensor: Tensor, size: int) -> bool:
