@@ -6,6 +6,7 @@ What is unfinished, corrupt or diverged is listed in `Table.excluded` with a sen
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from compare import pair, papers
 from compare.rows import COLUMNS, Cell, Excluded, Table, table_of
 from ufm import files, identity
 from ufm.errors import RequestError, RunError
+from ufm.prediction import EVIDENCE
 
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)  # what reading a strange row raises
 METRICS, MARKER = "metrics.jsonl", "done"
@@ -201,7 +203,8 @@ class _Reader:
         reached = not status or status.startswith(REACHED)
         # A cell that was left out is known all the same: claims count every start, whatever became of it.
         setting = {**cell.config, **parameters}
-        self.cells[name] = Cell(name, cell.system, cell.path, setting, cell.environment, (seed,) if reached else ())
+        results = {seed: {"prediction": EVIDENCE}} if _unproven(row.get("prediction")) else {}
+        self.cells[name] = Cell(name, cell.system, cell.path, setting, cell.environment, (seed,) if reached else (), results)
         if not reached:
             self.excluded.append(Excluded(name, seed, status))
             return
@@ -247,7 +250,7 @@ class _Reader:
             lines = [files.without(line, skip) for line in lines]
         try:
             # One call is three times as fast as one per line.
-            rows = json.loads(b"[" + b",".join(lines) + b"]", parse_constant=_no_constant)
+            rows = json.loads(b"[" + b",".join(lines) + b"]", parse_constant=_no_constant, parse_float=_finite)
         except (ValueError, RecursionError):
             bad = next((i for i, line in enumerate(lines, 1) if not _is_json(line)), 1)
             return [], f"{path.name} is corrupt at line {bad}"
@@ -267,6 +270,10 @@ def _damage(folder: Path, file: str, data: bytes) -> str:
     return ""
 
 
+def _unproven(prediction: Any) -> bool:
+    return isinstance(prediction, Mapping) and bool(prediction.get("applies")) and prediction.get("status") == EVIDENCE
+
+
 def _failed(row: Mapping[str, Any]) -> bool:
     return str(row.get("status", "")).startswith("failed")
 
@@ -275,9 +282,17 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not strict JSON")
 
 
+def _finite(text: str) -> float:
+    """Return the number; 1e400 is JSON and no number."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not finite")
+    return number
+
+
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line, parse_constant=_no_constant)
+        json.loads(line, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         return False
     return True
