@@ -173,7 +173,7 @@ def _solution(problem: Problem, end: End, *, method: str, steps: int, tol: float
         layer_means=tuple(s.T.contiguous() for s in states),
         layer_ranks=ranks,
         structure=structure,
-        balance=end.balance,
+        balance=None if status is Status.ZERO else end.balance,
     )
 
 
