@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from compare.figures.settings import Swept, setting_of, swept, swept_axis
 from compare.style import LOOKS, Style
 from ufm.errors import RequestError
 
+FEWEST = 3  # sizes from which a power law is fitted
 _COLLAPSE = {
     "train": ("Train", "train", "nc1_pinv", "train", "self"),
     "test_self": ("Test, own means", "test_self", "nc1_pinv", "test", "self"),
@@ -30,8 +31,9 @@ _ERRORS = {
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """Draw (a) NC1 and (b) the error at the last epoch of every training against the number of train samples per class.
 
-    Theory lines of (a): 0 for train, 2 err for test, and for generated `interpolation` data the exact law of min-norm
-    interpolation (train NC1 = 0 by construction, test NC1 not), where N = K n is at most a quarter of the dimension.
+    Lines of (a): 0 for train, 2 err for test, from three sizes on a power law c n^-alpha fitted to the strong test values, and for
+    generated `interpolation` data the exact law of min-norm interpolation (train NC1 = 0 by construction, test NC1 not), where
+    N = K n is at most a quarter of the dimension.
 
     Raises:
         RequestError: the settings do not differ in `train_per_class`, or in that and something else.
@@ -48,11 +50,45 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     if not any(collapse.values()):
         raise RequestError("the rows hold no nc1_pinv; draw runs of `empirical run collapse --train-per-class 10:100:5`")
     lines = {"two_err": errors["test_ncc_error"].scaled(2.0, "two_err"), **_law(table, over)}
+    fit = power_law(rows, layer)
+    lines |= {"fit": fit.curve} if fit else {}
     with style.applied():
-        figure = _draw(style, over, collapse, lines, errors)
+        figure = _draw(style, over, collapse, lines, errors, fit.label if fit else "")
     out = [row for c in [*collapse.values(), *lines.values()] for row in c.rows("nc1")]
     out += [row for c in errors.values() for row in c.rows("error")]
     return Drawing(figure, COLUMNS, out, _notes(collapse, lines, sample) + excluded_note(table))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """NC1_test = c n^-alpha, fitted to the logarithms of every seed's value; `half` is half the 95 % t interval of alpha."""
+
+    alpha: float
+    half: float
+    curve: Curve
+
+    @property
+    def label(self) -> str:
+        """The legend's entry."""
+        return rf"Fit, test: $n^{{{-self.alpha:.2f}\pm{self.half:.2f}}}$"
+
+
+def power_law(rows: Measured, layer: str) -> Fit | None:
+    """Fit the test split's NC1 about the train means against the size of the training set; None under three sizes."""
+    from scipy import stats
+
+    some = rows.where(measure="nc1_pinv_strong", split="test", layer=layer, centres="train")
+    n, value = some["swept"], some["value"]
+    keep = np.isfinite(n) & (n > 0) & np.isfinite(value) & (value > 0)
+    sizes = np.unique(n[keep])
+    if len(sizes) < FEWEST:
+        return None
+    found = stats.linregress(np.log(n[keep]), np.log(value[keep]))
+    half = float(stats.t.ppf(0.975, int(keep.sum()) - 2) * found.stderr)
+    nothing = np.full(len(sizes), np.nan)
+    line = np.exp(found.intercept + found.slope * np.log(sizes))
+    made = Curve("fit", sizes, line, nothing, nothing, np.zeros(len(sizes), int), np.zeros(len(sizes), bool))
+    return Fit(-float(found.slope), half, made)
 
 
 def last_epochs(rows: Measured) -> Measured:
@@ -90,7 +126,7 @@ def _law(table: Mapping[str, Any], over: Swept) -> dict[str, Curve]:
 
 
 def _draw(
-    style: Style, over: Swept, collapse: Mapping[str, Curve], lines: Mapping[str, Curve], errors: Mapping[str, Curve]
+    style: Style, over: Swept, collapse: Mapping[str, Curve], lines: Mapping[str, Curve], errors: Mapping[str, Curve], fitted: str
 ) -> Any:
     rows, columns = (1, 2) if style.wide else (2, 1)
     figure, grid = panels(style, rows, columns, 0.36 * style.width if style.wide else 0.56 * style.width)
@@ -105,6 +141,8 @@ def _draw(
     draw_curve(left, lines["two_err"], LOOKS["theory"], axis, legend, r"Theory, test: $2\,\mathrm{err}$")
     if "interpolation" in lines:
         draw_curve(left, lines["interpolation"], LOOKS["gaussian"], axis, legend, "Theory, own means: interpolation")
+    if "fit" in lines:
+        draw_curve(left, lines["fit"], LOOKS["floor"], axis, legend, fitted)
     left.set_ylabel(NC1)
     title(left, "nc1", "(a) Last epoch, variability")
     axis = LogAxis.over(errors.values())
@@ -129,6 +167,10 @@ def _notes(collapse: Mapping[str, Curve], lines: Mapping[str, Curve], sample: fl
         "Limits: at each n the training time grows first (t, then n). NC1 at different n has different sampling noise: "
         "without any signal NC1 of p-dimensional noise is about (K - 1) n / p.",
     ]
+    if "fit" in lines:
+        notes.append(
+            "The fit is a power law of n to the strong test NC1 of every seed, with the 95 % t interval of its exponent."
+        )
     if "interpolation" in lines:
         notes.append("The interpolation law holds for the min-norm interpolant of that data, with N = K n at most d / 4.")
     return tuple(notes)

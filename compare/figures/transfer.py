@@ -34,6 +34,8 @@ _COLLAPSE = {
     "rank": ("Effective rank, train", LOOKS["weights"], "rank_effective", "train", "self"),
 }
 CHANCE = "Chance"
+SCALE_FREE = "probe_whiten"  # what the regularised model conserves while the coarse task collapses
+CONSERVED = "Theory: whitened, conserved"
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,39 @@ class _Setting:
     collapse: dict[str, Curve]
     chance: float
 
+    @property
+    def conserved(self) -> tuple[Curve, ...]:
+        """The whitened probe's first value of a trained network, held to the end; nothing where it was not run twice."""
+        probe = self.probes[SCALE_FREE]
+        there = [i for i in range(len(probe.x)) if probe.x[i] > 0 and np.isfinite(probe.value[i])]
+        if len(there) < 2:
+            return ()
+        first, nothing = there[0], np.full(2, np.nan)
+        x, value = probe.x[[first, there[-1]]], np.full(2, probe.value[first])
+        return (Curve("conserved", x, value, nothing, nothing, np.zeros(2, int), np.zeros(2, bool)),)
+
+    def lost(self) -> str:
+        """Say what the whitened probe loses against the line, or ''."""
+        if not self.conserved:
+            return ""
+        line, last = self.conserved[0], self.probes[SCALE_FREE].value
+        end = float(last[np.isfinite(last)][-1])
+        change = line.value[0] - end
+        told = f"{change:.3g} lost beyond the model" if change > 0 else "nothing lost beyond the model"
+        first, last_epoch = line.x
+        return (
+            f"{self.name}: whitened probe {line.value[0]:.3g} at epoch {first:.0f}, {end:.3g} at epoch {last_epoch:.0f}, {told}"
+        )
+
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """Draw the probes' test accuracy on the fine labels (top) and what the features look like (bottom) over training.
 
     One column for each of at most two settings, such as two weight decays. Bottom: NC1 of the coarse task on train and on test,
     the directional CDNV of the fine classes and the effective rank of the features: NC1 alone does not order transfer.
+
+    Theory line: in the regularised model features off the row space of W shrink by one factor, so that a probe that sees no scale
+    keeps what it read after the first epochs. What the whitened probe loses against that line is lost beyond the model.
 
     Raises:
         RequestError: no probe was run, or the runs hold more than two settings.
@@ -69,7 +98,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         figure = _draw(style, settings)
     out = []
     for number, one in enumerate(settings, 1):
-        out += [row for c in one.probes.values() for row in c.rows(f"probes_{number}")]
+        out += [row for c in (*one.probes.values(), *one.conserved) for row in c.rows(f"probes_{number}")]
         out += [row for c in one.collapse.values() for row in c.rows(f"features_{number}")]
     return Drawing(figure, COLUMNS, out, _notes(settings, style.wide) + excluded_note(table))
 
@@ -120,6 +149,8 @@ def _probes(ax: Any, one: _Setting, legend: Legend) -> None:
     linear = LogAxis(1e-12, 1.0, None)  # accuracies are drawn on a plain axis: nothing of it is cut
     for key, (label, look) in _PROBES.items():
         draw_curve(ax, one.probes[key], look, linear, legend, label)
+    for line in one.conserved:
+        draw_curve(ax, line, LOOKS["theory"], linear, legend, CONSERVED)
     if np.isfinite(one.chance):
         look = LOOKS["optimum"]
         ax.axhline(one.chance, color=look.color, linestyle=look.dashes, lw=look.width, zorder=1.8, gid="curve:zero", label=CHANCE)
@@ -138,6 +169,9 @@ def _notes(settings: list[_Setting], wide: bool) -> tuple[str, ...]:
         "is the exponential of the entropy of the features' singular values.",
         "Limits: training time grows at a fixed training set (t, then n). Epoch 0 is the untrained network.",
     ]
+    losses = [text for one in settings if (text := one.lost())]
+    if losses:
+        notes.insert(2, f"The model conserves what a probe without a scale reads. {'; '.join(losses)}.")
     if len(settings) > 1 and not wide:
         notes.append("Columns: " + "; ".join(f"{letter} {one.name}" for letter, one in zip("ab", settings, strict=False)) + ".")
     return tuple(notes)

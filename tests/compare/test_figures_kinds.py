@@ -306,3 +306,28 @@ def test_settings_of_a_cloud_are_named_by_what_differs_and_never_merged():
         for name, wd in zip(dict.fromkeys(table["cell"]), (5e-4, 2e-3), strict=True)
     }
     assert {"weight_decay=0.0005", "weight_decay=0.002"} <= set(legend(table))
+
+
+def test_samples_fits_the_exponent_that_was_planted():
+    table = table_for("samples")
+    strong = table["measure"] == "nc1_pinv_strong"
+    size = np.array([float(str(cell)[1:]) for cell in table["cell"]])
+    noise = np.exp(0.01 * np.random.default_rng(5).standard_normal(len(size)))
+    planted = Loaded({**table, "value": np.where(strong, 0.7 * size**-0.6 * noise, table["value"])}, table.cells)
+    drawing = figures.draw("samples", planted, STYLE)
+    x, y = line(drawing, "nc1", "fit")
+    assert np.polyfit(np.log(x), np.log(y), 1)[0] == pytest.approx(-0.6, abs=0.01)
+    legend = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    [label] = [text for text in legend if text.startswith("Fit, test")]
+    alpha, half = (float(v) for v in label.split("{")[1].split("}")[0].split(r"\pm"))
+    assert alpha == pytest.approx(-0.6, abs=0.02) and 0 <= half < 0.02
+
+
+def test_transfer_holds_the_whitened_probe_to_what_it_read_first_and_says_what_is_lost():
+    drawing = figures.draw("transfer", table_for("transfer"), STYLE)
+    probe = {r[2]: r[3] for r in drawing.rows if r[:2] == ("probes_2", "probe_whiten")}
+    x, y = line(drawing, "probes_2", "conserved")
+    assert list(x) == [1, 100] and set(y) == {probe[1.0]}
+    [note] = [note for note in drawing.notes if "conserves" in note]
+    lost = float(note.split("lost beyond")[-2].split(",")[-1])
+    assert lost == pytest.approx(probe[1.0] - probe[100.0], rel=0.01)
