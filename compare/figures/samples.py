@@ -31,9 +31,9 @@ _ERRORS = {
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """Draw (a) NC1 and (b) the error at the last epoch of every training against the number of train samples per class.
 
-    Lines of (a): 0 for train, 2 err for test, from three sizes on a power law c n^-alpha fitted to the strong test values, and for
-    generated `interpolation` data the exact law of min-norm interpolation (train NC1 = 0 by construction, test NC1 not), where
-    N = K n is at most a quarter of the dimension.
+    Lines of (a): 0 for train, 2 err for test, from three sizes on a power law c n^-alpha fitted to the strong test values, and
+    for generated `interpolation` data the exact law of min-norm interpolation (train NC1 = 0 by construction, test NC1 not),
+    where N = K n is at most a quarter of the dimension.
 
     Raises:
         RequestError: the settings do not differ in `train_per_class`, or in that and something else.
