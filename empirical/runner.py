@@ -167,19 +167,18 @@ def attempt_stacked(jobs: Sequence[Job], stop: Stop | None, report: Callable[[An
         return [Outcome(str(job.path), job.seed, f"failed: {message}", code) for job in jobs]
 
 
-def stacks(jobs: Sequence[Job], together: Callable[[Any], bool]) -> list[list[Job]]:
-    """Cut jobs into what is trained in one program: unfinished seeds of a setting for which `together(setting)` is true."""
-    from empirical.stacked import LARGEST
-
+def stacks(jobs: Sequence[Job], together: Callable[[Any], int]) -> list[list[Job]]:
+    """Cut jobs into what is trained in one program: of each setting at most `together(setting)` unfinished seeds."""
     groups: list[list[Job]] = []
+    room = 0  # in the last group
     for job in jobs:
-        alone = (job.path / "done").is_file() or not together(job.experiment)
-        last = groups[-1] if groups else []
-        fits = last and last[0].experiment == job.experiment and len(last) < LARGEST and not (last[0].path / "done").is_file()
-        if alone or not fits:
+        done = (job.path / "done").is_file()
+        if done or not room or groups[-1][0].experiment != job.experiment:
             groups.append([job])
+            room = 0 if done else max(0, together(job.experiment) - 1)
         else:
-            last.append(job)
+            groups[-1].append(job)
+            room -= 1
     return groups
 
 
@@ -194,7 +193,7 @@ def run_jobs(
     cluster: str | None = None,
     progress: Callable[[Job], Callable[[Any], None]] | None = None,
     finished: Callable[[Outcome], None] | None = None,
-    together: Callable[[Any], bool] | None = None,
+    together: Callable[[Any], int] | None = None,
 ) -> list[Outcome]:
     """Return one outcome per job, in the jobs' order.
 
@@ -205,7 +204,7 @@ def run_jobs(
         cluster: address of a running dask scheduler, instead of processes here.
         progress: makes the progress display of one job (in this process only).
         finished: told of every outcome as it comes.
-        together: whether the seeds of a setting are trained in one program, in this process; None: none are.
+        together: how many seeds of a setting are trained in one program, in this process; None: each by itself.
 
     Raises: Interrupted after a signal, when everything is saved.
     """

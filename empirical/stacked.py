@@ -20,10 +20,12 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from empirical import checkpoint
 from empirical.augment import crop_flip
+from empirical.cost import PROCESS, Cost
 from empirical.experiment import Experiment
 from empirical.keeper import Keeper
 from empirical.optimise import optimizer_on, parameter_groups
 from empirical.step import GPU_LOSSES, draws_of, order_of, set_step_size
+from empirical.store import free_memory
 from empirical.train import FINISHED, LOOK_SECONDS, finish, measure, memory_errors, numerics
 from empirical.training import Training, set_up
 from ufm.interrupt import Interrupted, Stop
@@ -32,6 +34,7 @@ from ufm.record import Run
 MODELS = ("mlp", "convnet")
 SMALL = 2_000_000  # parameters: above it one network keeps a GPU busy
 LARGEST = 256  # networks in one stack
+SHARE = 0.5  # of the free memory that a stack may take, by an estimate
 
 
 def refusal(experiment: Experiment) -> str | None:
@@ -44,6 +47,18 @@ def refusal(experiment: Experiment) -> str | None:
     if e.precision != "float32" or e.compile:
         return f"--precision {e.precision}{' --compile' if e.compile else ''}: stacked networks are trained in plain float32"
     return None
+
+
+def room(experiment: Experiment, cost: Cost, device: str, asked: bool) -> int:
+    """Return how many networks of this setting fit into one program on `device`; 1 where they are better trained one by one.
+
+    asked: also networks that would keep a GPU busy by themselves.
+    """
+    if refusal(experiment) is not None or (cost.parameters > SMALL and not asked):
+        return 1
+    free = free_memory(torch.device(device))
+    each = max(1, cost.bytes - PROCESS)
+    return LARGEST if free is None else max(1, min(LARGEST, int(SHARE * free / each)))
 
 
 class Apart(Exception):

@@ -228,12 +228,12 @@ class Request:
             say(f"written to {target}; see 'compare plot nc {shlex.quote(str(target))} -o nc.pdf'")
         return code
 
-    def stacking(self, device: str, costs: Sequence[Any]) -> Callable[[Any], bool] | None:
-        """Return which settings' seeds are trained in one program; RequestError where --stack on cannot be."""
+    def stacking(self, device: str, costs: Sequence[Any]) -> Callable[[Any], int] | None:
+        """Return how many seeds of a setting are trained in one program; RequestError where --stack on cannot be."""
         e = self.execution
         if e.stack == "off" or not costs or (e.stack == "auto" and (not device.startswith("cuda") or e.workers > 1 or e.cluster)):
             return None
-        from empirical.stacked import SMALL, refusal
+        from empirical.stacked import refusal, room
 
         if e.stack == "on":
             if e.workers > 1 or e.cluster:
@@ -244,9 +244,11 @@ class Request:
             for reason in map(refusal, self.settings):
                 if reason is not None:
                     raise RequestError(f"{reason}; leave --stack on out")
-            return lambda setting: True
-        small = {s for s, cost in zip(self.settings, costs, strict=True) if cost.parameters <= SMALL and refusal(s) is None}
-        return small.__contains__ if self.study.look else None
+        elif not self.study.look:
+            return None
+        asked = e.stack == "on"
+        fits = {setting: room(setting, cost, device, asked) for setting, cost in zip(self.settings, costs, strict=True)}
+        return fits.__getitem__
 
     def execute_together(self, launch: Any, as_json: bool) -> int:
         """Train what is missing, each network by all processes that torchrun started; the first writes and prints."""

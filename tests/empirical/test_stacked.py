@@ -10,6 +10,7 @@ from command_line import Shell
 from empirical import stacked
 from empirical.__main__ import _load
 from empirical.collapse import Look
+from empirical.cost import PROCESS, Cost
 from empirical.experiment import Experiment
 from empirical.runner import Job, attempt, attempt_stacked, stacks
 from empirical.stacked import Apart, Stack, run_stack
@@ -146,14 +147,15 @@ def test_jobs_are_grouped_by_setting_and_finished_ones_left_out(tmp_path):
     one, other = setting(), setting(weight_decay=1e-3)
     jobs = [Job("collapse", e, seed, str(tmp_path), "cpu") for e in (one, other) for seed in range(4)]
     attempt(jobs[1])
-    groups = stacks(jobs, lambda experiment: True)
+    groups = stacks(jobs, lambda experiment: 3 if experiment is other else 9)
     assert [[(job.experiment is other, job.seed) for job in group] for group in groups] == [
         [(False, 0)],
         [(False, 1)],
         [(False, 2), (False, 3)],
-        [(True, 0), (True, 1), (True, 2), (True, 3)],
+        [(True, 0), (True, 1), (True, 2)],
+        [(True, 3)],
     ]
-    assert stacks(jobs, lambda experiment: False) == [[job] for job in jobs]
+    assert stacks(jobs, lambda experiment: 1) == [[job] for job in jobs]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,12 @@ def test_cuda_stack_trains_to_the_same_place(tmp_path):
     assert result["final"]["train/network/self/loss"] == pytest.approx(expected["final"]["train/network/self/loss"], rel=0.05)
 
 
-def test_a_large_network_is_not_stacked_unasked():
+def test_a_large_network_is_not_stacked_unasked_and_a_stack_fits_the_memory(monkeypatch):
+    small, large = Cost(1000, 1, PROCESS + 2**20, 1.0), Cost(10**7, 1, PROCESS + 2**20, 1.0)
+    monkeypatch.setattr(stacked, "free_memory", lambda device: 2**25)
+    assert stacked.room(setting(), small, "cpu", False) == 16  # half of 32 MiB, 1 MiB each
+    assert stacked.room(setting(), large, "cpu", False) == 1 and stacked.room(setting(), large, "cpu", True) == 16
+    monkeypatch.setattr(stacked, "free_memory", lambda device: None)
+    assert stacked.room(setting(), small, "cpu", False) == stacked.LARGEST
     assert stacked.refusal(setting()) is None
     assert "resnet18" in stacked.refusal(Experiment(dataset="cifar10", model="resnet18").resolved())
