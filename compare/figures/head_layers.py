@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from compare.figures.axes import NC1, PLAIN, Legend, LogAxis, draw_curve, finish, panels, title, zero_line
 from compare.figures.drawing import Drawing
+from compare.figures.head_sizes import sentence, sizes
 from compare.figures.heads import DECOUPLED, Theory, Trained, along_layers, norm_shares, of_theory, theories, trained
 from compare.figures.series import COLUMNS, Curve, excluded_note, seed_counts
 from compare.style import LOOKS, Look, Style, group_look
@@ -44,7 +45,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         figure = _draw(style, drawn, lines, known, found[0].depth)
     out = [row for panel, curves in drawn.items() for one, _, _ in curves for row in one.rows(panel)]
     out += [row for panel, curves in lines.items() for one, _, _ in curves for row in one.rows(panel)]
-    return Drawing(figure, COLUMNS, out, _notes(found, known, unknown, drawn) + excluded_note(table))
+    return Drawing(figure, COLUMNS, out, _notes(found, known, unknown, drawn) + _sizes(table, found) + excluded_note(table))
 
 
 Drawn = dict[str, list[tuple[Curve, Look, str]]]  # panel -> curve, look, label
@@ -133,6 +134,12 @@ def _linear(ax: Any, curves: Sequence[Curve], panel: str) -> None:
     margin = 0.06 * (high - low) or 1.0
     ax.set_ylim(low - (margin if panel == "cosine" or low < 0 else 0), high + 1.5 * margin)
     ax.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _sizes(table: Mapping[str, Any], found: Sequence[Trained]) -> tuple[str, ...]:
+    """Say what theory predicts at each training's own regularisation, where the balance gives it."""
+    said = [sentence(one, sizes(table, one)) for one in found]
+    return tuple(text for text in said if text)
 
 
 def _notes(found: Sequence[Trained], known: Sequence[Theory], unknown: str, drawn: Drawn) -> tuple[str, ...]:

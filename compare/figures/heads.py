@@ -169,22 +169,20 @@ class Theory:
         return [float(np.nanmean(layer.cosines[pairs])) for layer in self.head.layers]
 
 
-def theories(one: Trained) -> tuple[list[Theory], str]:
-    """Return the known structures of a setting's head, or why there is none; their shapes hold wherever they exist."""
+def problem_of(one: Trained, lambda_w: float, lambda_h: float) -> tuple[Any, str]:
+    """Return the `ufm.Problem` of a setting's head at these weight decays, or None and the reason."""
     import ufm
 
     setting, counts = one.setting, [n for n in one.counts if n > 0]
-    relu = setting.get("head_activation") == "relu"
     if "head_activation" not in setting and setting.get("head") != "deep":
-        return [], "the run does not say the loss and the activation of its head"
+        return None, "the run does not say the loss and the activation of its head"
     if setting.get("bias") is not False:
-        return [], "the classifier has a bias"
+        return None, "the classifier has a bias"
     if not counts:
-        return [], "the run does not say its class counts"
+        return None, "the run does not say its class counts"
     if max(counts) > UNEVEN * min(counts):
-        return [], "the classes are imbalanced"
+        return None, "the classes are imbalanced"
     loss = {"mse-mean": "mse"}.get(str(setting.get("loss")), str(setting.get("loss")))
-    decay = float(setting.get("weight_decay") or 0.0) or 1e-3
     try:
         problem = ufm.Problem(
             classes=len(counts),
@@ -192,15 +190,26 @@ def theories(one: Trained) -> tuple[list[Theory], str]:
             counts=round(float(np.mean(counts))),
             loss=loss,
             bias="none",
-            lambda_w=decay,
-            lambda_h=decay,
+            lambda_w=lambda_w,
+            lambda_h=lambda_h,
             depth=one.depth,
-            activation="relu" if relu else "linear",
+            activation="relu" if setting.get("head_activation") == "relu" else "linear",
         )
     except (RequestError, ValueError) as error:
-        return [], str(error)
+        return None, str(error)
+    return problem, ""
+
+
+def theories(one: Trained) -> tuple[list[Theory], str]:
+    """Return the known structures of a setting's head, or why there is none; their shapes hold wherever they exist."""
+    import ufm
+
+    decay = float(one.setting.get("weight_decay") or 0.0) or 1e-3
+    problem, reason = problem_of(one, decay, decay)
+    if problem is None:
+        return [], reason
     found, reason = [], "no structure is known for this loss and activation"
-    for index, name in enumerate(("dnc", "srg") if relu else (None,)):
+    for index, name in enumerate(LABELS if problem.activation == "relu" else (None,)):
         try:
             head = ufm.layer_predictions(problem, name)
         except RequestError as error:

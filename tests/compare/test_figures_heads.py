@@ -9,6 +9,7 @@ from figure_tables import collisions
 import compare
 from compare import figures
 from compare.figures.drawing import csv_text, render
+from compare.figures.head_sizes import sizes
 from compare.figures.heads import deep_cells, theories, trained
 from compare.style import Style
 from ufm.errors import RequestError
@@ -32,7 +33,7 @@ def srg_means():
     return [first + 0.3, middle, 2 * middle, complement]
 
 
-def write(root, seeds=3, epochs=(0, 10), **changed):
+def write(root, seeds=3, epochs=(0, 10), means_of=None, norm_of=2.0, fit=0.01, logits=None, **changed):
     setting = SETTING | changed
     draw = np.random.default_rng(0)
     for seed in range(seeds):
@@ -41,7 +42,7 @@ def write(root, seeds=3, epochs=(0, 10), **changed):
             for epoch in epochs:
                 place = {"seed": seed, "epoch": epoch, "step": 10 * epoch}
                 noise = float(np.exp(0.05 * draw.standard_normal()))
-                for number, (name, means) in enumerate(zip(LAYERS, srg_means(), strict=True)):
+                for number, (name, means) in enumerate(zip(LAYERS, means_of or srg_means(), strict=True)):
                     values = np.linalg.svd(means, compute_uv=False)
                     share = values[values > 1e-9] / values.sum()
                     unit = means / np.linalg.norm(means, axis=1, keepdims=True)
@@ -56,13 +57,16 @@ def write(root, seeds=3, epochs=(0, 10), **changed):
                         {**place, "split": s, "layer": name, "centres": c, "metric": m, "value": float(v)} for s, c, m, v in found
                     ]
                 for number, name in enumerate(MAPS):
-                    norm = 2.0 if setting["optimizer"] == "sgd" and epoch else 3.0 - 0.6 * number * noise
+                    norm = norm_of if setting["optimizer"] == "sgd" and epoch else 3.0 - 0.6 * number * noise
                     rows.append(
                         {**place, "split": "train", "layer": name, "centres": "self", "metric": "head_norm", "value": norm}
                     )
+                whole = {"split": "train", "layer": "network", "centres": "self", "metric": "loss", "value": fit}
+                rows.append({**place, **whole})
             run.append("metrics.jsonl", rows)
-            arrays = {}
-            for name, means in zip(LAYERS, srg_means(), strict=True):
+            arrays = {} if logits is None else {"logits/train/means": logits}
+            arrays |= {f"{LAYERS[0]}/train/traces": np.zeros(10), f"{LAYERS[0]}/train/counts": np.full(10, 40)}
+            for name, means in zip(LAYERS, means_of or srg_means(), strict=True):
                 for split, spread in (("train", 0.0), ("test", 0.02)):
                     arrays[f"{name}/{split}/means"] = means + spread * draw.standard_normal(means.shape)
             run.write_tensors("tensors.safetensors", arrays)
@@ -91,14 +95,18 @@ def drawn(drawing, panel, curve):
     return [row[3] for row in drawing.rows if row[0] == panel and row[1] == curve]
 
 
-@pytest.mark.parametrize("width", ["icml", "neurips", "75"])
+@pytest.mark.parametrize("width", ["neurips", "75"])
 @pytest.mark.parametrize("name", ["layers", "spectrum"])
 @pytest.mark.parametrize("runs", ["one", "several"])
-def test_nothing_overlaps_and_the_bytes_are_the_same_twice(runs, name, width, request):
-    table, style = request.getfixturevalue(runs), Style.of(width)
-    first, second = figures.draw(name, table, style), figures.draw(name, table, style)
-    assert collisions(first.figure) == []
-    assert render(first, ".png", style, {}) == render(second, ".png", style, {}) and csv_text(first) == csv_text(second)
+def test_no_text_overlaps_or_leaves_the_figure(runs, name, width, request):
+    assert collisions(figures.draw(name, request.getfixturevalue(runs), Style.of(width)).figure) == []
+
+
+@pytest.mark.parametrize("name", ["layers", "spectrum"])
+def test_drawn_twice_the_bytes_are_the_same(name, one):
+    style = Style.of("icml")
+    first, second = figures.draw(name, one, style), figures.draw(name, one, style)
+    assert render(first, ".svg", style, {}) == render(second, ".svg", style, {}) and csv_text(first) == csv_text(second)
 
 
 def test_layers_draws_the_measured_means_and_both_structures(one):
@@ -168,6 +176,44 @@ def test_a_linear_head_is_beside_its_lowest_structure(tmp_path):
     write(tmp_path, seeds=1, head_activation="linear", weight_decay=1e-3)
     (known,), reason = theories(trained(compare.load(tmp_path), "layers", 1)[0])
     assert reason == "" and known.head.layers[0].rank == 10
+
+
+def test_the_sizes_at_the_networks_own_regularisation_are_those_of_its_structure(tmp_path):
+    """Maps w I and features a e_k at the minimum that scipy finds: the loss, the rank and the logits are those of DNC."""
+    from scipy.optimize import minimize
+
+    decay, lambda_h, n = 0.01, 2e-5, 40
+
+    def objective(v):
+        w, a = v
+        return (w**4 * a - 1) ** 2 / 2 + decay / 2 * 4 * 10 * w**2 + lambda_h / 2 * n * 10 * a**2
+
+    best = minimize(objective, [1.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-14, "maxiter": 5000})
+    w, a = best.x
+    eye = np.hstack([np.eye(10), np.zeros((10, 6))])
+    write(
+        tmp_path,
+        seeds=2,
+        means_of=[a * w**power * eye for power in range(4)],
+        norm_of=float(10**0.5 * w),
+        fit=float((w**4 * a - 1) ** 2 / 2),
+        logits=w**4 * a * np.eye(10),
+    )
+    table = compare.load(tmp_path)
+    (one,) = trained(table, "layers", 1)
+    for found in sizes(table, one):
+        assert found.lambda_h == pytest.approx(lambda_h, rel=1e-5)
+        assert found.loss == pytest.approx(best.fun, rel=1e-8)
+        loss, gap = found.structures["dnc"]
+        assert found.loss == pytest.approx(loss, rel=1e-7) and found.gap == pytest.approx(gap, rel=1e-4)
+        assert found.structures["srg"][0] < loss and found.effective_rank == pytest.approx(10, rel=1e-4)
+    said = figures.draw("layers", table, Style.of("icml")).notes
+    assert any("at the lambda_h of the balance (2e-05)" in note and "effective rank 10." in note for note in said)
+
+
+def test_no_sizes_where_the_balance_says_nothing(several, one):
+    assert sizes(several, trained(several, "layers", 6)[-1]) == []  # AdamW
+    assert sizes(one, trained(one, "layers", 1)[0]) == []  # the logits' means were not kept
 
 
 def test_heads_of_two_depths_and_runs_without_means_are_one_line(tmp_path, one):
