@@ -423,3 +423,29 @@ def test_a_stopped_sweep_goes_on_to_the_same_bytes(tmp_path, number):
     assert len(before) < len(right) and right.startswith(before[: before.rfind(b"\n") + 1])
     assert end(start(tmp_path, *grid))[0] == 0
     assert cells.read_bytes() == right
+
+
+def test_predict_prints_assumptions_and_the_nearest_threshold(ufm):
+    """By hand: lambda_w at n_B = N^2 lambda_w lambda_h with n_B = 5, N = 110; numbers are square roots of it."""
+    number = 5 / (110**2 * 0.005)
+    grid = ("--classes", "4", "--counts", "50,50,5,5", "--lambda-h", "0.005", "--lambda-w", f"{0.64 * number},{1.21 * number}")
+    lines = ufm("predict", "single", *grid).out.splitlines()
+    assert "minority collapse 0.8 " in lines[1] and "minority collapse 1.1 " in lines[2]
+    assert "minority collapse: classes 2-3 share one w" in lines[2] and "share" not in lines[1]
+    assert lines[3] == "blocks assumes two class sizes, no bias, d >= K-1, global minimum"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--classes 5 --dim 3", "no theorem is known for cross-entropy with d = 3 < K-1 = 4; only d = 2 and K = 2d"),
+        ("--classes 4 --dim 1", "no theorem is known for cross-entropy with d = 1 < K-1 = 3"),
+        ("--classes 9 --dim 3 --constraint sphere", "-> 0.666667, evidence only (multistart), not proven"),
+        ("--classes 5 --dim 3 --constraint sphere", "-> 1, stated in the source"),
+        ("--lambda-w 0", "the minimum is not attained"),
+        ("--classes 3 --logit-offset 0,1,2", "the certificate of the solution decides"),
+        ("--classes 2 --counts 9,3 --bias free", "the bias is non-trivial"),
+    ],
+)
+def test_predict_says_why_it_is_silent(ufm, words, told):
+    assert told in ufm("predict", "single", *words.split()).out.splitlines()[1]

@@ -14,7 +14,7 @@ from ufm.systems import System
 from ufm.tables import resolve_target
 
 SHOWN = 200
-SELDOM = ("regime", "reason")  # columns shown where a cell has something to say there
+SELDOM = ("regime", "threshold", "reason")  # columns shown where a cell has something to say there
 MOST = 10_000  # closed forms are printed, not recorded
 
 
@@ -36,6 +36,11 @@ def predict(system: System, flags: Mapping[str, Any]) -> int:
         shown = [{"cell": shared.label(row["parameters"], varying, None), **plain(row)} for row in rows[:SHOWN]]
         columns = [name for name in system.predict_columns if name not in SELDOM or any(row.get(name) for row in shown)]
         print_table(shown, ["cell", *columns])
+        for name, assumed in dict.fromkeys(
+            (str(row.get("prediction")), tuple(row.get("assumptions") or ())) for row in rows[:SHOWN]
+        ):
+            if assumed:
+                click.echo(f"{name} assumes {', '.join(map(str, assumed))}")
         if len(plan.cells) > SHOWN:
             click.echo(f"... and {len(plan.cells) - SHOWN} more cells; --json prints up to {MOST}")
     applies = all(row.get("applies", True) for row in rows)

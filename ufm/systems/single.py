@@ -164,7 +164,7 @@ SYSTEM = System(
         "status",
         "prediction.regime",
     ),
-    predict_columns=("prediction", "loss", "zero", "regime", "status", "reference", "reason"),
+    predict_columns=("prediction", "loss", "zero", "regime", "threshold", "status", "reference", "reason"),
     naming=("loss", "classes", "dim"),
     validate="ufm.systems.single_run:validate",
     examples=(

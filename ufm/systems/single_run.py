@@ -195,6 +195,15 @@ def regime_of(prediction: Prediction) -> str:
     return ", ".join(words)
 
 
+def nearest_threshold(prediction: Prediction) -> str:
+    """Return the threshold whose number is nearest to 1, where the regime changes, by ratio; "" where there is none."""
+    known = {name: number for name, number in prediction.thresholds.items() if 0 < number < math.inf}
+    if not prediction.applies or not known:
+        return ""
+    name = min(known, key=lambda name: abs(math.log(known[name])))
+    return f"{name} {known[name]:.3g}"
+
+
 def _named(classes: Sequence[int]) -> str:
     """Return "2-5,8" for [2, 3, 4, 5, 8], cut after six runs."""
     runs: list[list[int]] = []
@@ -321,6 +330,7 @@ def predict(spec: Single) -> dict[str, Any]:
         "assumptions": list(prediction.assumptions),
         "applies": prediction.applies,
         "regime": regime_of(prediction),
+        "threshold": nearest_threshold(prediction),
         "thresholds": dict(prediction.thresholds),
         "details": dict(prediction.details),
         "logits": prediction.logits,

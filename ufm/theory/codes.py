@@ -134,7 +134,7 @@ def _code(problem: Problem) -> Prediction:
     known, margin = code_gram(problem.classes, problem.dim), softmax_margin(problem.classes, problem.dim)
     details = {} if margin is None else {"margin": margin[0], "margin_status": margin[1]}
     if known is None or known[0] not in AT_ANY_TEMPERATURE or problem.loss != "ce" or problem.bias != "none":
-        limit = f"; as temperature -> 0, -temperature log(loss) -> {margin[0]:.6g}" if margin else ""
+        limit = f"; as temperature -> 0, -temperature log(loss) -> {margin[0]:.6g}, {margin[1]}" if margin else ""
         answer = not_applicable(
             f"no closed form is known for {problem.classes} classes in {problem.dim} dimensions with this loss and bias{limit}"
         )

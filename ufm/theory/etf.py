@@ -36,6 +36,8 @@ def balanced(problem: Problem) -> Prediction:
     if refusal is not None:
         return refusal
     if problem.dim < problem.classes - 1:
+        if problem.loss == "ce" and not reduced.ball:
+            return not_applicable("")  # `codes.rank_limited` knows more of it
         return not_applicable(
             f"a simplex frame of {problem.classes} classes needs d >= K-1 = {problem.classes - 1}, here d = {problem.dim}"
         )
