@@ -20,7 +20,10 @@ from ufm.console import examples, print_json
 @click.option("-o", "--output", required=True, metavar="F.html", help="File to write.")
 @click.option("--paper", default=None, metavar="NAME", help="Judge against this paper's claims.")
 @click.option(
-    "--figures", default="trajectory,nc,layers", metavar="NAME,..", help="Figures to draw.  [default: trajectory,nc,layers]"
+    "--figures",
+    default="trajectory,nc,layers,calibration",
+    metavar="NAME,..",
+    help="Figures to draw.  [default: trajectory,nc,layers,calibration]",
 )
 @click.option("--title", default=None, help="Title of the page.")
 @json_option
