@@ -26,6 +26,7 @@ from ufm.solution import Certificate
 
 NEWTON_STEPS = 50  # the damped Newton iteration converges quadratically once the bias is near
 HALVINGS = 60  # where probabilities are saturated the Newton step overshoots by many orders of magnitude
+CLOSED, FLOOR = 1e-9, 1e-12  # relative and absolute gap at which an end point counts as the optimum
 UNSOLVED = 1e-12  # |U w| above which there is no bound: the free bias could lower the Lagrangian without end
 
 
@@ -42,10 +43,10 @@ def optimal_bias(reduced: Reduced, z: Tensor) -> Tensor:
     for _ in range(NEWTON_STEPS):
         if bool((gradient.abs() < 1e-17).all()):
             break
-        at = z + scale * b
+        hessian = r.loss.hessian(z + scale * b, r.targets)
 
-        def product(v: Tensor, at: Tensor = at) -> Tensor:
-            return (r.loss.hessian_product(at, (scale * v).expand_as(at), r.targets) * r.weight).sum(2, keepdim=True) * scale
+        def product(v: Tensor, hessian: Callable[[Tensor], Tensor] = hessian) -> Tensor:
+            return (hessian((scale * v).expand_as(z)) * r.weight).sum(2, keepdim=True) * scale
 
         step = conjugate_gradients(product, -gradient)
         fraction = torch.ones_like(gradient[:, :1])
@@ -98,6 +99,17 @@ def dual_bound(reduced: Reduced, z: Tensor, free_bias: bool, nonnegative: bool =
     if free_bias:
         bound = bound.masked_fill((scaled * r.weight).sum(2).abs().amax(1) > UNSOLVED, -torch.inf)
     return bound, sigma / r.penalty
+
+
+def proven(reduced: Reduced, z: Tensor, f: Tensor, nonnegative: bool = False) -> Tensor:
+    """Return (B,) bool: the duality gap of logits z and values f is within `CLOSED` of f, or below `FLOOR`."""
+    free = torch.zeros_like(f, dtype=torch.bool) if reduced.bias_penalty is None else reduced.bias_penalty.squeeze(1) == 0
+    bound = torch.full_like(f, -torch.inf)
+    for kind in (False, True):
+        index = (free == kind).nonzero().squeeze(1)
+        if len(index):
+            bound[index] = dual_bound(reduced.select(index), z[index], kind, nonnegative)[0]
+    return f - bound <= (CLOSED * f.abs()).clamp_min(FLOOR)
 
 
 def lagrangian(r: Reduced, u: Tensor, theta: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ class Status(str, enum.Enum):
 
     CONVERGED = "converged"
     ZERO = "the zero solution is optimal here"
+    CERTIFIED = "converged: the duality gap is closed, the gradient is at its rounding error or slow"
     ARRIVED = "reached its last time"
     STEP_LIMIT = "stopped at the step limit"
     STALLED = "stopped: no further decrease at this precision"
@@ -26,7 +27,7 @@ class Status(str, enum.Enum):
     @property
     def ok(self) -> bool:
         """Whether the end point may be compared with a prediction."""
-        return self in (Status.CONVERGED, Status.ZERO, Status.ARRIVED)
+        return self in (Status.CONVERGED, Status.ZERO, Status.CERTIFIED, Status.ARRIVED)
 
 
 @dataclass(frozen=True)

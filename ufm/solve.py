@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ufm.certify import certificates
+from ufm.certify import certificates, proven
 from ufm.errors import RequestError
 from ufm.losses import supcon
 from ufm.problem import Problem
@@ -34,13 +34,16 @@ from ufm.tables import load, resolve_target, suggest
 STEPS = 5000
 START = 0.5  # standard deviation of the start in balanced coordinates; zero itself is a saddle
 LARGE = 5000  # parameters from which Newton's few costly steps beat many cheap ones (7 times at K = 100)
+HUGE = 200_000  # ... and to which: products with a nearly singular Hessian become many (d < K, soft targets)
+MANY = 150  # classes from which the curvature of every logit is worth its K x K work
 CHUNK = 24 << 20  # bytes worked on at once: small enough for the outer cache, large enough to hide the cost of a call
 LARGEST = 64 << 30  # bytes; a problem beyond it is a typing error on any machine this runs on
+TIRED = 100  # iterations without halving the residual after which the duality gap is asked whether this is the optimum
 PATIENCE = 2000  # iterations without halving the residual before a solve counts as stalled
 COMPACT = 0.75  # finished problems leave the batch when no more than this share is left
 COARSE = 1e-3  # tolerance of the temperatures on the way to the one asked for
-STATUS = (Status.CONVERGED, Status.ZERO, Status.STEP_LIMIT, Status.STALLED, Status.DIVERGED)
-CONVERGED, ZERO, STEP_LIMIT, STALLED, DIVERGED, RUNNING = range(6)
+STATUS = (Status.CONVERGED, Status.ZERO, Status.CERTIFIED, Status.STEP_LIMIT, Status.STALLED, Status.DIVERGED)
+CONVERGED, ZERO, CERTIFIED, STEP_LIMIT, STALLED, DIVERGED, RUNNING = range(7)
 
 
 def solve(
@@ -164,13 +167,25 @@ def method_for(problem: Problem, method: str) -> str:
             return "projected"
         k, t, r = outputs_of(problem), columns(problem), internal_dim(problem)
         convex = problem.constraint == "ridge" and problem.loss != "focal"
-        return "newton" if convex and (k + t) * r >= LARGE else "lbfgs"  # by size alone: the batch must not matter
+        if k >= MANY and classwise(problem):
+            return "classwise"
+        return "newton" if convex and LARGE <= (k + t) * r < HUGE else "lbfgs"  # by size alone: the batch must not matter
     if nonnegative != (method == "projected"):
         known = "projected or scipy" if nonnegative else "lbfgs, newton or scipy"
         raise RequestError(f"method {method!r} does not solve features={problem.features!r}; use auto, {known}")
     if problem.constraint != "ridge" and method == "newton":
         raise RequestError(f"method {method!r} does not solve constraint={problem.constraint!r}; use auto or lbfgs")
+    if method == "classwise" and not classwise(problem):
+        raise RequestError(
+            "method 'classwise' solves convex ridge problems with class labels and d >= K; use auto, lbfgs or newton"
+        )
     return method
+
+
+def classwise(problem: Problem) -> bool:
+    """Whether every class can have an axis of its own, see `ufm.solvers.classwise`."""
+    plain = problem.constraint == "ridge" and problem.features == "free" and problem.targets is None
+    return plain and problem.loss in ("ce", "mse", "smoothing") and problem.dim >= problem.classes
 
 
 # --- batches -----------------------------------------------------------------------------------------------------
@@ -227,13 +242,13 @@ class Run:
         starts = [random_start(problems, seeds, reduced, START, attempt) for attempt in range(tries)]
         objective = objective_of(repeated[0], reduced)
         x = self.cool(repeated, objective.start(torch.cat(starts)))
-        end = iterate(objective, self.solver, x, self.steps, self.tol)
+        end = iterate(objective, self.solver, x, self.steps, self.tol, prover(problems[0]))
         x = settle(objective, end)
         values = objective.score(x)
         # The lowest value wins; among values equal to rounding, a converged run.
         rank = torch.nan_to_num(values, nan=torch.inf).view(tries, count)
         close = rank <= rank.amin(0) + 1e-12 * rank.amin(0).abs()
-        unfinished = (end["status"] > ZERO).double().view(tries, count)
+        unfinished = (end["status"] > CERTIFIED).double().view(tries, count)
         best = torch.where(close, unfinished, 2.0).argmin(0)
         index = best * count + torch.arange(count, device=best.device)
         end, objective, x = {name: value[index] for name, value in end.items()}, objective.select(index), x[index]
@@ -272,7 +287,22 @@ def objective_of(problem: Problem, reduced: Reduced) -> Objective:
     return load(OBJECTIVES, name, "objective")(reduced)
 
 
-def iterate(objective: Objective, solver: Solver, x: Tensor, steps: int, tol: float) -> dict[str, Tensor]:
+def prover(problem: Problem) -> Callable[[Objective, Tensor], Tensor] | None:
+    """Return what tells which points (B, P) of a batch like `problem` the duality gap proves optimal; None without a proof."""
+    if problem.constraint != "ridge" or problem.loss == "focal":
+        return None
+    nonnegative = problem.features == "nonnegative"
+    return lambda objective, x: proven(objective.reduced, objective.logits(x), objective.value(x), nonnegative)
+
+
+def iterate(
+    objective: Objective,
+    solver: Solver,
+    x: Tensor,
+    steps: int,
+    tol: float,
+    prove: Callable[[Objective, Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
     """Run a solver until every problem has ended: the one loop. Finished problems leave the batch in bulk."""
     batch, device = len(x), x.device
     out = {
@@ -289,9 +319,15 @@ def iterate(objective: Objective, solver: Solver, x: Tensor, steps: int, tol: fl
         if k % every == 0 or k == steps:
             better = state.residual < 0.5 * best
             best, since = torch.where(better, state.residual, best), torch.where(better, k, since)
-            status = _ended(objective, state, tol, k - since > PATIENCE)
+            idle = k - since
+            status = _ended(objective, state, tol, idle > PATIENCE)
             if k == steps:
                 status[status == RUNNING] = STEP_LIMIT
+            asked = (status == STEP_LIMIT) | (status == STALLED) | ((status == RUNNING) & (idle > 0) & (idle % TIRED == 0))
+            if prove is not None and bool(asked.any()):
+                index = asked.nonzero().squeeze(1)
+                done = prove(objective.select(index), state.x[index])
+                status[index] = torch.where(done, CERTIFIED, status[index])
             new = ((status != RUNNING) & (out["status"][active] == RUNNING)).nonzero().squeeze(1)
             if len(new):
                 at = active[new]

@@ -6,6 +6,7 @@ pick-all-labels loss of multi-label learning (Li et al. 2023, arXiv:2310.15903).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,11 +61,26 @@ class CrossEntropy:
         targets.set_own(p, p.sum(1).neg_())
         return p
 
-    def hessian_product(self, z: Tensor, v: Tensor, targets: Targets) -> Tensor:
-        """Return m (p * v - p (p.v))."""
+    def hessian(self, z: Tensor, targets: Targets) -> Callable[[Tensor], Tensor]:
+        """Return v -> m (p * v - p (p.v))."""
         p = torch.softmax(z, 1)
-        pv = p * v
-        return pv.addcmul_(p, pv.sum(1, keepdim=True), value=-1).mul_(targets.mass)
+
+        def product(v: Tensor) -> Tensor:
+            pv = p * v
+            pv.addcmul_(p, pv.sum(1, keepdim=True), value=-1)
+            return pv if targets.unit else pv.mul_(targets.mass)
+
+        return product
+
+    def curvature(self, z: Tensor, targets: Targets) -> Tensor:
+        """Return m p (1 - p); at the pivot 1 - p is the sum of the others."""
+        p = torch.softmax(z, 1)
+        off = p * (1 - p)
+        targets.set_own(off, 0.0)
+        own = targets.own(p).clone()
+        targets.set_own(p, 0.0)
+        targets.set_own(off, own * p.sum(1))
+        return off.mul_(targets.mass)
 
     def dual(self, u: Tensor, targets: Targets) -> Tensor:
         """Return m Ent(p) with p = (q + u)/m, a distribution for u = theta (m softmax - q)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,16 +42,27 @@ class Focal:
         targets.set_own(p, -u)
         return p.mul_(slope.unsqueeze(1))
 
-    def hessian_product(self, z: Tensor, v: Tensor, targets: Targets) -> Tensor:
-        """Return A dp + A'(p_k) dp_k (p - e_k), with dp = p * v - p (p.v)."""
+    def hessian(self, z: Tensor, targets: Targets) -> Callable[[Tensor], Tensor]:
+        """Return v -> A dp + A'(p_k) dp_k (p - e_k), with dp = p * v - p (p.v)."""
         p, u = _probabilities(z, targets)
         gamma, own = targets.parameter, targets.own(p).clone()
         slope, log_own = _slope(u, own, gamma), _log_own(u, own)
         change = -gamma * u ** (gamma - 1) * (2 + log_own) + gamma * (gamma - 1) * u ** (gamma - 2) * own * log_own
-        dp = p * v
-        dp.addcmul_(p, dp.sum(1, keepdim=True), value=-1)
-        targets.set_own(p, -u)
-        return dp * slope.unsqueeze(1) + p * (change * targets.own(dp)).unsqueeze(1)
+        off = p.clone()
+        targets.set_own(off, -u)
+
+        def product(v: Tensor) -> Tensor:
+            dp = p * v
+            dp.addcmul_(p, dp.sum(1, keepdim=True), value=-1)
+            return dp * slope.unsqueeze(1) + off * (change * targets.own(dp)).unsqueeze(1)
+
+        return product
+
+    def curvature(self, z: Tensor, targets: Targets) -> Tensor:
+        """Return |A| p (1 - p): the diagonal where the loss is convex, and positive elsewhere."""
+        p, u = _probabilities(z, targets)
+        slope = _slope(u, targets.own(p), targets.parameter)
+        return p.mul_(1 - p).mul_(slope.abs().unsqueeze(1))
 
     def dual(self, u: Tensor, targets: Targets) -> Tensor:
         """Raise: the loss has no convex dual that would be tight."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ufm.errors import RequestError
 from ufm.losses.protocol import Targets
@@ -35,9 +37,13 @@ class MeanSquaredError:
         """Return z - y."""
         return z.sub_(targets.rows)
 
-    def hessian_product(self, z: Tensor, v: Tensor, targets: Targets) -> Tensor:
-        """Return v: the Hessian is the identity."""
-        return v.clone()
+    def hessian(self, z: Tensor, targets: Targets) -> Callable[[Tensor], Tensor]:
+        """Return v -> v: the Hessian is the identity."""
+        return torch.clone
+
+    def curvature(self, z: Tensor, targets: Targets) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(z)
 
     def dual(self, u: Tensor, targets: Targets) -> Tensor:
         """Return -|u|^2/2 - u.y."""

@@ -6,6 +6,7 @@ offset; column t holds the logits of target t. Reductions run over the outputs, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -67,8 +68,11 @@ class Loss(Protocol):
     def gradient(self, z: Tensor, targets: Targets) -> Tensor:
         """Return d loss / d z, (B, K, T). The memory of z is used for the result."""
 
-    def hessian_product(self, z: Tensor, v: Tensor, targets: Targets) -> Tensor:
-        """Return the Hessian of every column applied to v, (B, K, T), in new memory."""
+    def hessian(self, z: Tensor, targets: Targets) -> Callable[[Tensor], Tensor]:
+        """Return the map from v (B, K, T) to the Hessian of every column applied to v, in new memory."""
+
+    def curvature(self, z: Tensor, targets: Targets) -> Tensor:
+        """Return the diagonal of the Hessian of every column, (B, K, T), >= 0, in new memory."""
 
     def dual(self, u: Tensor, targets: Targets) -> Tensor:
         """Return -loss*(u), minus the convex conjugate of every column at u = theta * gradient, 0 <= theta <= 1, (B, T)."""

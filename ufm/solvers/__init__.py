@@ -35,6 +35,11 @@ SOLVERS = {
         "ridge problems with free features; class-mean features",
         "dembo1983",
     ),
+    "classwise": Entry(
+        "ufm.solvers.classwise:Classwise",
+        "L-BFGS in the frame of the classes, the curvature of every logit divided out: hundreds of classes and more",
+        "convex ridge problems with free features, class labels and d >= K",
+    ),
     "projected": Entry(
         "ufm.solvers.projected:Projected",
         "L-BFGS on the free variables of features >= 0, several starts",

@@ -9,6 +9,7 @@ for losses that decay exponentially: at temperature .03 f itself is 1e-20 and fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -106,10 +107,14 @@ class Normalised(Objective):
         gu -= au * u
         gv -= av * v
 
-    def hessian_product(self, x: Tensor, d: Tensor) -> Tensor:
-        """Return a central difference of gradients: the exact product of a quotient is not worth its length."""
-        h = 1e-6 * x.norm(dim=1, keepdim=True) / d.norm(dim=1, keepdim=True).clamp_min(1e-300)
-        return (self.gradient(x + h * d) - self.gradient(x - h * d)) / (2 * h)
+    def hessian(self, x: Tensor, z: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Return d -> a central difference of gradients: the exact product of a quotient is not worth its length."""
+
+        def product(d: Tensor) -> Tensor:
+            h = 1e-6 * x.norm(dim=1, keepdim=True) / d.norm(dim=1, keepdim=True).clamp_min(1e-300)
+            return (self.gradient(x + h * d) - self.gradient(x - h * d)) / (2 * h)
+
+        return product
 
     def relative(self, x: Tensor, g: Tensor) -> Tensor:
         """Return |grad| of log f per unit of parameter norm and per unit of logit scale, (B,)."""

@@ -5,6 +5,7 @@ f(U, V, beta) = sum_t w_t loss(z_t) + c/2 (|U|^2 + |V|^2) + lambda_b/2 |b|^2,   
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -88,38 +89,44 @@ class Objective:
             torch.mul(r.bias_penalty * r.bias_scale**2, x[:, j : j + self.outputs], out=out[:, j : j + self.outputs])
         return out
 
-    def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient, (B, P)."""
-        residual = self.residual(self.logits(x))
+    def gradient(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """Return the gradient, (B, P); z are the logits at x where they are known, kept as they are."""
+        residual = self.residual(self.logits(x) if z is None else z.clone())
         u, v, _ = self.parts(x)
         out = self.penalise(x)
         gu, gv, gb = self.parts(out)
         if gb is not None:
             gb += (residual * self.bias_rate).sum(2, keepdim=True)
         residual.mul_(self.scale)
-        gu += torch.bmm(residual, v)
-        gv += torch.bmm(residual.mT, u)
+        gu.baddbmm_(residual, v)
+        gv.baddbmm_(residual.mT, u)
         return out
 
-    def hessian_product(self, x: Tensor, d: Tensor) -> Tensor:
-        """Return the Hessian at x applied to d, (B, P)."""
+    def hessian(self, x: Tensor, z: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Return the map from d (B, P) to the Hessian at x applied to d; z are the logits at x where they are known."""
         r = self.reduced
         u, v, _ = self.parts(x)
-        du, dv, dbeta = self.parts(d)
-        z = self.logits(x)
-        dz = torch.bmm(du, v.mT).add_(torch.bmm(u, dv.mT)).mul_(self.scale)
-        if dbeta is not None:
-            dz += dbeta * self.bias_rate
-        curved = r.loss.hessian_product(z, dz, r.targets).mul_(r.weight)
-        residual = self.residual(z).mul_(self.scale)
-        out = self.penalise(d)
-        gu, gv, gb = self.parts(out)
-        if gb is not None:
-            gb += (curved * self.bias_rate).sum(2, keepdim=True)
-        curved.mul_(self.scale)
-        gu += torch.bmm(curved, v) + torch.bmm(residual, dv)
-        gv += torch.bmm(curved.mT, u) + torch.bmm(residual.mT, du)
-        return out
+        z = self.logits(x) if z is None else z
+        curvature = r.loss.hessian(z, r.targets)
+        residual = self.residual(z.clone()).mul_(self.scale)
+        weighted = r.weight * self.scale
+
+        def product(d: Tensor) -> Tensor:
+            du, dv, dbeta = self.parts(d)
+            dz = torch.bmm(du, v.mT).baddbmm_(u, dv.mT).mul_(self.scale)
+            if dbeta is not None:
+                dz += dbeta * self.bias_rate
+            curved = curvature(dz)
+            out = self.penalise(d)
+            gu, gv, gb = self.parts(out)
+            if gb is not None:
+                gb += (curved * r.weight * self.bias_rate).sum(2, keepdim=True)
+            curved.mul_(weighted)
+            gu.baddbmm_(curved, v).baddbmm_(residual, dv)
+            gv.baddbmm_(curved.mT, u).baddbmm_(residual.mT, du)
+            return out
+
+        return product
 
     def relative(self, x: Tensor, g: Tensor) -> Tensor:
         """Return |grad| / (c |x|), (B,), the bias measured in its own unit."""
@@ -129,16 +136,16 @@ class Objective:
             norm = torch.hypot(norm, g[:, j:].norm(dim=1) / self.reduced.bias_scale.squeeze(1))
         return norm / (self.c.squeeze(1) * x[:, :j].norm(dim=1)).clamp_min(1e-300)
 
-    def line(self, x: Tensor, d: Tensor) -> Line:
-        """Return f along x + a d: the logits there are z0 + a z1 + a^2 z2."""
+    def line(self, x: Tensor, d: Tensor, z: Tensor | None = None) -> Line:
+        """Return f along x + a d: the logits there are z0 + a z1 + a^2 z2, z0 = z where it is known."""
         u, v, _ = self.parts(x)
         du, dv, dbeta = self.parts(d)
-        z1 = torch.bmm(u, dv.mT).add_(torch.bmm(du, v.mT)).mul_(self.scale)
+        z1 = torch.bmm(u, dv.mT).baddbmm_(du, v.mT).mul_(self.scale)
         z2 = torch.bmm(du, dv.mT).mul_(self.scale)
         if dbeta is not None:
             z1 += dbeta * self.bias_rate
         pull = self.penalise(d)
-        return Line(self.reduced, self.logits(x), z1, z2, (pull * x).sum(1), (pull * d).sum(1))
+        return Line(self.reduced, self.logits(x) if z is None else z, z1, z2, (pull * x).sum(1), (pull * d).sum(1))
 
     def zero(self, x: Tensor) -> Tensor:
         """Return x with U = V = 0 and the bias kept."""

@@ -12,7 +12,7 @@ from ufm.errors import RequestError
 from ufm.problem import Problem
 from ufm.reduce import random_start, reduce
 from ufm.solution import Solution
-from ufm.solve import CONVERGED, STALLED, START, STEP_LIMIT, STEPS, ZERO, finish, objective_of, settle
+from ufm.solve import CERTIFIED, CONVERGED, STALLED, START, STEP_LIMIT, STEPS, ZERO, finish, objective_of, prover, settle
 
 
 def solve_scipy(
@@ -65,5 +65,8 @@ def _solve(problem: Problem, seed: int, steps: int, tol: float) -> Solution:
     code = ZERO if bool(objective.is_zero(x)) else CONVERGED if float(residual) <= tol else STALLED
     if code == STALLED and found.nit >= steps:
         code = STEP_LIMIT
+    prove = prover(problem)
+    if code in (STALLED, STEP_LIMIT) and prove is not None and bool(prove(objective, x)):
+        code = CERTIFIED
     end = {"x": x, "residual": residual, "iterations": torch.tensor([found.nit]), "status": torch.tensor([code])}
     return finish([problem], [seed], objective, settle(objective, end), end, "scipy")[0]
