@@ -278,17 +278,17 @@ def _where(found: Sequence[Calibration], name: str) -> str:
     """Say how far one matrix is from its prediction, and in what."""
     away = float(np.mean([one.distances[name] for one in found]))
     if away == 0:
-        return f"{name}: no distance."
+        return f"{name} none"
     # Shares of the summed squares: a seed that is far off counts for what it is.
     weights = np.array([one.distances[name] ** 2 for one in found])
     scale, alike, classes = (
         float(np.sum(weights * [getattr(one.parts[name], part) for one in found]) / weights.sum())
         for part in ("scale", "alike", "classes")
     )
-    rest = f"{classes:.0%} differences between classes"
     if math.isnan(alike):
-        return f"{name}: {away:.3g} away, of its square {scale:.0%} one common factor and {1 - scale:.0%} the rest."
-    return f"{name}: {away:.3g} away, of its square {scale:.0%} one common factor, {alike:.0%} common to all classes, {rest}."
+        return f"{name} {away:.3g} ({scale:.0%} one common factor, {1 - scale:.0%} the rest)"
+    rest = f"{classes:.0%} differences between classes"
+    return f"{name} {away:.3g} ({scale:.0%} one common factor, {alike:.0%} another level common to all classes, {rest})"
 
 
 def calibrations(table: Table, name: str) -> list[Calibration]:

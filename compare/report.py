@@ -108,7 +108,6 @@ def _verdict_section(one: Judged) -> str:
         ("Claim", "t"),
         ("Verdict", ""),
         ("Measured", "n"),
-        ("Which is a", ""),
         ("90 % interval", "n"),
         ("Demanded", ""),
         ("Seeds", "n"),
@@ -118,7 +117,8 @@ def _verdict_section(one: Judged) -> str:
     rows = []
     for v in one.verdicts:
         where = f'<br><span class="small">{escape(v.cell)}</span>' if several and v.cell else ""
-        shown = [escape(_measured(v)), estimated(v.claim), escape(_interval(v)), signs(expected(v.claim)), str(len(v.seeds))]
+        measured = f'{escape(_measured(v))}<br><span class="small">{estimated(v.claim)}</span>'
+        shown = [measured, escape(_interval(v)), signs(expected(v.claim)), str(len(v.seeds))]
         rows.append([signs(v.claim.text) + where, _mark(v.verdict), *shown, _control_mark(v)])
     detailed = (
         one.verdicts if len(one.verdicts) <= MOST_DETAILS else [v for v in one.verdicts if v.verdict != AGREES][:MOST_DETAILS]

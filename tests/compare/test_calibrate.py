@@ -246,3 +246,17 @@ def test_few_shot_bounds_stand_beside_the_error_of_the_fine_classes(tmp_path):
     assert table.where(measure="fine_few_shot_bound_cdnv")["value"].tolist() == [pytest.approx(4 * 0.02 * 1.2)]  # five shots
     assert table.where(measure="fine_many_shot_bound")["value"].tolist() == [pytest.approx(0.04 / 1.04)]
     assert "m shots = 5" in table.where(measure="fine_few_shot_bound_cdnv")["assumption"][0]
+
+
+def test_the_passage_says_where_each_distance_lies(tmp_path):
+    problem = Problem(classes=4, dim=6, counts=20, lambda_w=2e-3, lambda_h=1e-4)
+    arrays, _ = arrays_at_the_optimum(problem)
+    arrays["weight"] = 1.1 * arrays["weight"]
+    arrays["penultimate/train/means"] = 1.1 * arrays["penultimate/train/means"]
+    del arrays["bias"]
+    folder = write_network(tmp_path, arrays, problem, 0.01, bias=False, norm="none")
+    made = calibrations(load(folder), folder.name)
+    assert made[0].parts["W W^T"].scale == pytest.approx(1, abs=1e-6)
+    assert "W W^T 0.21 (100% one common factor, 0% another level" in explain(made)
+    assert made[0].record()["distance_parts"]["M M^T"]["scale"] == pytest.approx(1, abs=1e-6)
+    assert "W W^T 0.21 (100%" in render(load(folder), [], [])
