@@ -197,7 +197,7 @@ def execute(
         Run.create(root, request.system.name, request.name, request.config, shard=shard, environment=environment) as run,
     ):
         drop_partial_chunk(run, file)
-        known = _by_key(read_cells(run.path, full=False, grams=True))
+        known = {row["cell"]: row for row in read_cells(run.path, full=False, grams=True)}
         keys = {i: request.key(i) for chunk in request.chunks for i in chunk}
         jobs = [job for chunk in request.chunks if (job := _job(request, chunk, keys, known, device)) is not None]
         computed = 0
@@ -299,16 +299,16 @@ def read_cells(path: str | Path, *, full: bool = True, grams: bool = False) -> l
     rows: dict[str, dict[str, Any]] = {}
     with files.uncollected():
         for sheet in sorted(run.path.glob("cells*.jsonl")):
-            for key, row in _by_key(run.rows(sheet.name, skip="" if grams else "gram")).items():
+            for key, row in _by_key(run.rows(sheet.name, skip="" if grams else "gram"), sheet).items():
                 if _settled(row) or not _settled(rows.get(key)):  # another shard may have had more luck with it
                     rows[key] = row
         return [_full(row, run.config) for row in rows.values()] if full else list(rows.values())
 
 
-def _by_key(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    for row in rows:
+def _by_key(rows: Sequence[dict[str, Any]], sheet: Path) -> dict[str, dict[str, Any]]:
+    for number, row in enumerate(rows, 1):
         if not isinstance(row.get("cell"), str) or not isinstance(row.get("status"), str):
-            raise RunError("a recorded cell has no name or no status; restore cells*.jsonl from a copy or delete the run")
+            raise RunError(f"{sheet}, line {number}: a cell with no name or no status; restore the file from a copy")
     return {row["cell"]: row for row in rows}
 
 

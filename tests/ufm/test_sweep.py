@@ -326,8 +326,10 @@ def test_a_hundred_thousand_rows_of_full_size_are_read_back(tmp_path):
     small = execute(tmp_path / "small", sweep.plan(SYSTEM, values, spec.cells(values), [0]))
     lines = [json.loads(line) for line in cells_of(small).splitlines()]
     with Run.create(tmp_path / "large", "single", "large", Run.open(small.path).config, environment=ENV) as run:
-        for seed in range(10_000):
-            run.append("cells.jsonl", [{**line, "cell": f"{seed}-{line['cell']}", "seed": seed} for line in lines])
+        for first in range(0, 10_000, 500):
+            seeds = range(first, first + 500)
+            rows = [{**line, "cell": f"{seed}-{line['cell']}", "seed": seed} for seed in seeds for line in lines]
+            run.append("cells.jsonl", rows)
         run.finish({"status": "done"})
     rows = sweep.read_cells(run.path)
     assert len(rows) == 100_000 and [row["loss"] for row in rows[-10:]] == [row["loss"] for row in lines]
