@@ -91,6 +91,8 @@ def test_moment_error_reduces_to_the_gaussian_curve_and_to_monte_carlo():
     means = simplex(K)
     isotropic = separation.moment_error(means, means, np.eye(K) * nc1 / (K - 1))
     assert isotropic.gaussian == pytest.approx(float(separation.gaussian_etf_error(nc1, K)), abs=5e-5)
+    ten = separation.moment_error(simplex(10), simplex(10), np.eye(10) * 2.0 / 9)  # nine dimensions: the points are limited
+    assert ten.gaussian == pytest.approx(float(separation.gaussian_etf_error(2.0, 10)), abs=2e-5) and ten.gaussian > 0.1
     rng = np.random.default_rng(3)
     train, test = rng.standard_normal((K, 6)), None
     test = train + 0.3 * rng.standard_normal((K, 6))
