@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.figures.heads import DECOUPLED, LABELS, Trained, problem_of
+from compare.figures.heads import DECOUPLED, Trained, name_of, problem_of, structures_of
 from compare.points import arrays_of, seed_folder
 from ufm.errors import RequestError
 
@@ -43,7 +43,6 @@ def sizes(table: Mapping[str, Any], one: Trained) -> list[Sizes]:
 
 
 def _of_seed(one: Trained, arrays: Mapping[str, np.ndarray], seed: float, decay: float) -> Sizes | None:
-    import ufm
     from ufm.theory.deep_scalar import effective_rank
 
     keys = [f"{one.features[0]}/train/{name}" for name in ("means", "traces", "counts")]
@@ -62,14 +61,7 @@ def _of_seed(one: Trained, arrays: Mapping[str, np.ndarray], seed: float, decay:
         rank = effective_rank(loss, one.depth, float(counts.mean()), pull / energy * decay**one.depth)
     except (RequestError, ValueError):  # above the zero solution's loss: no structure has it
         rank = np.nan
-    known = {}
-    for name in LABELS:
-        try:
-            head = ufm.layer_predictions(problem, name)
-        except RequestError:
-            continue
-        if head.exists:
-            known[name] = (head.loss, float(np.mean(head.logit_gap)))
+    known = {head.structure: (head.loss, float(np.mean(head.logit_gap))) for head in structures_of(problem)[0] if head.exists}
     return Sizes(pull / energy, loss, rank, _gap(arrays["logits/train/means"]), known)
 
 
@@ -83,9 +75,9 @@ def sentence(one: Trained, found: list[Sizes]) -> str:
     if not found:
         return ""
     mean = lambda values: f"{np.mean(values):.4g}"  # noqa: E731
-    names = [name for name in LABELS if all(name in each.structures for each in found)]
+    names = [name for name in found[0].structures if all(name in each.structures for each in found)]
     beside = "".join(
-        f", {name.upper()} {mean([e.structures[name][0] for e in found])} and {mean([e.structures[name][1] for e in found])}"
+        f", {name_of(name)} {mean([e.structures[name][0] for e in found])} and {mean([e.structures[name][1] for e in found])}"
         for name in names
     )
     ranks = [each.effective_rank for each in found]

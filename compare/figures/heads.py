@@ -14,7 +14,8 @@ from compare.pair import UNEVEN, class_counts
 from compare.style import LOOKS, Look, escape
 from ufm.errors import RequestError
 
-LABELS = {"dnc": "Theory: DNC", "srg": "Theory: SRG"}
+RELU = ("dnc", "srg")
+NAMES = {"dnc": "DNC", "srg": "SRG", "of": "orthogonal frame", "gof": "orthogonal frame", "etf": "simplex ETF"}
 THEORY_LOOKS = (LOOKS["theory"], LOOKS["gaussian"])
 # Where these differ the rest follows, and need not be said in a label.
 NAMED = ("optimizer", "weight_decay", "head_depth", "head_activation", "width", "loss", "init_scale", "dataset")
@@ -202,19 +203,32 @@ def problem_of(one: Trained, lambda_w: float, lambda_h: float) -> tuple[Any, str
 
 def theories(one: Trained) -> tuple[list[Theory], str]:
     """Return the known structures of a setting's head, or why there is none; their shapes hold wherever they exist."""
-    import ufm
-
     decay = float(one.setting.get("weight_decay") or 0.0) or 1e-3
     problem, reason = problem_of(one, decay, decay)
     if problem is None:
         return [], reason
+    heads, reason = structures_of(problem)
+    looks = dict(zip(RELU, THEORY_LOOKS, strict=True))
+    found = [
+        Theory(head.structure, f"Theory: {name_of(head.structure)}", looks.get(head.structure, THEORY_LOOKS[0]), head)
+        for head in heads
+    ]
+    return found, reason
+
+
+def structures_of(problem: Any) -> tuple[list[Any], str]:
+    """Return `ufm.layer_predictions` of both ReLU structures, or of the lowest linear one; or none, and the reason."""
+    import ufm
+
     found, reason = [], "no structure is known for this loss and activation"
-    for index, name in enumerate(LABELS if problem.activation == "relu" else (None,)):
+    for name in RELU if problem.activation == "relu" else (None,):
         try:
-            head = ufm.layer_predictions(problem, name)
+            found.append(ufm.layer_predictions(problem, name))
         except RequestError as error:
-            reason = reason if found else str(error)
-            continue
-        label = LABELS.get(head.structure, f"Theory: {head.structure}")
-        found.append(Theory(head.structure, label, THEORY_LOOKS[index % len(THEORY_LOOKS)], head))
+            reason = str(error)
     return found, "" if found else reason
+
+
+def name_of(structure: str) -> str:
+    """Return a structure's name as a label says it."""
+    return NAMES.get(structure, structure)

@@ -175,7 +175,7 @@ def test_what_theory_does_not_know_is_said_and_the_rest_is_drawn(changed, words,
 def test_a_linear_head_is_beside_its_lowest_structure(tmp_path):
     write(tmp_path, seeds=1, head_activation="linear", weight_decay=1e-3)
     (known,), reason = theories(trained(compare.load(tmp_path), "layers", 1)[0])
-    assert reason == "" and known.head.layers[0].rank == 10
+    assert reason == "" and known.label == "Theory: orthogonal frame" and known.head.layers[0].rank == 10
 
 
 def test_the_sizes_at_the_networks_own_regularisation_are_those_of_its_structure(tmp_path):
