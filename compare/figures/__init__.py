@@ -28,7 +28,7 @@ FIGURES = {
     "layers": Entry(
         "compare.figures.layers:draw",
         "the cascade: NC1 and the nearest-class-mean error against depth, train and test, with the log-linear fit",
-        "one setting measured at two or more layers",
+        "one setting measured at two or more layers; trainings with --head deep: rank, cosines, norm balance beside DNC and SRG",
         "hesu2023",
     ),
     "hero": Entry(
@@ -76,7 +76,7 @@ FIGURES = {
     "spectrum": Entry(
         "compare.figures.spectrum:draw",
         "singular values of class means and classifier against a simplex ETF's, and the spread within classes",
-        "one setting; a flat spectrum is the prediction for balanced classes and d >= K - 1",
+        "one setting; flat for balanced classes and d >= K - 1; trainings with --head deep: every layer beside DNC and SRG",
         "zhu2021",
     ),
     "geometry": Entry(
