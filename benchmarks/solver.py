@@ -68,14 +68,17 @@ def autograd_path(problem: Problem, steps: int = STEPS) -> None:
         optimizer.step()
 
 
-def seconds_per_step(problems: list[Problem], trials: int, equal: bool = False) -> float:
-    """Return our time per step and problem: the difference of two lengths, so that set-up does not count."""
+def seconds_per_step(problems: list[Problem], trials: int, steps: int, equal: bool = False) -> float:
+    """Return our time per step and problem: the difference of two lengths, so that set-up does not count.
+
+    `steps` should take the better part of a second: the set-up of many problems varies by some milliseconds.
+    """
 
     def run(steps: int) -> None:
         solve_paths(problems, range(len(problems)), method="momentum", steps=steps, tol=0.0, lr=LR, equal=equal)
 
-    short, long = (cpu_seconds(lambda s=s: run(s), trials) for s in (STEPS // 10, STEPS))
-    return (long - short) / (STEPS - STEPS // 10) / len(problems)
+    short, long = (cpu_seconds(lambda s=s: run(s), trials) for s in (steps // 10, steps))
+    return (long - short) / (steps - steps // 10) / len(problems)
 
 
 def autograd_per_step(problem: Problem, trials: int) -> float:
@@ -96,7 +99,7 @@ def main() -> None:
     rows.append(Row("optimum, K=100 d=512 n=50 lambda 1e-5", ours, "SciPy L-BFGS-B, all samples", theirs, 200, note))
     ce, mse = Problem(**PATH, loss="ce"), Problem(**PATH, loss="mse")
     loop = {p.loss: autograd_per_step(p, options.trials) for p in (ce, mse)}
-    one = seconds_per_step([ce], options.trials)
+    one = seconds_per_step([ce], options.trials, 10 * STEPS)
     note = floor_note(10, 64, 1000, loop["ce"], options.trials)
     rows.append(Row("step of a full CE path, K=10 d=64 n=100", one, "torch autograd, SGD", loop["ce"], 5, note))
     lambdas = np.geomspace(1e-5, 1e-3, CONFIGURATIONS)
@@ -106,7 +109,7 @@ def main() -> None:
         (mse, False, "MSE, any start", (64, 74)),
     ):
         many = [problem.replace(lambda_w=lam) for lam in lambdas]
-        each = seconds_per_step(many, options.trials, equal)
+        each = seconds_per_step(many, options.trials, (10 if equal else 2) * STEPS, equal)
         task = f"step of a reducible path, {name}, {CONFIGURATIONS} configurations"
         note = floor_note(10, *shape, loop[problem.loss], options.trials)
         rows.append(Row(task, each, "torch autograd, SGD", loop[problem.loss], 200, note))

@@ -48,8 +48,8 @@ def main() -> None:
 
     loop = cpu_seconds(lambda: autograd_path(small[0], STEPS), options.trials) / STEPS
     for method in ("gd", "momentum"):
-        short, long = (cpu_seconds(lambda s=s, m=method: paths(s, m), options.trials) for s in (STEPS // 10, STEPS))
-        each = (long - short) / (STEPS - STEPS // 10) / CONFIGURATIONS
+        short, long = (cpu_seconds(lambda s=s, m=method: paths(s, m), options.trials) for s in (STEPS // 5, 4 * STEPS))
+        each = (long - short) / (4 * STEPS - STEPS // 5) / CONFIGURATIONS
         task = f"step of {method}, K=4 d=16 n=10, {CONFIGURATIONS} configurations"
         rows.append(Row(task, each, "torch autograd, SGD", loop, 100, floor_note(4, 16, 40, loop, options.trials)))
     report(rows, options)
