@@ -169,18 +169,31 @@ def expected(cell: Cell, seed: int, fit: float = math.nan) -> tuple[Head | None,
 
     `fit`: the mean train loss, in the training's own normalisation.
     """
-    reason = why_not(cell.config)
-    if reason:
+    head, problem, reason = problem_of(cell, seed, fit)
+    if head is None or problem is None:
         return None, None, None, reason
-    head, reason = head_of(cell, seed, fit)
-    if head is None:
-        return None, None, None, reason
-    nonnegative = bool(head.means.min() >= NEGATIVE * np.abs(head.means).max())
-    problem = _problem(cell.config, head, float(cell.config["weight_decay"]) * loss_scale(cell.config, len(head.W)), nonnegative)
     predicted = last_layer.optimum(problem)
-    if not predicted.applies or predicted.gram_w is None or predicted.gram_h is None or predicted.logits is None:
+    if not known(predicted):
         return head, problem, None, predicted.reason or "the prediction is not unique"
     return head, problem, predicted, ""
+
+
+def known(predicted: Prediction) -> bool:
+    """Whether a prediction has the logits and Grams of one optimum."""
+    return predicted.applies and not any(x is None for x in (predicted.gram_w, predicted.gram_h, predicted.logits))
+
+
+def problem_of(cell: Cell, seed: int, fit: float = math.nan) -> tuple[Head | None, Problem | None, str]:
+    """Return one seed's last layer and the problem it should be optimal for, or None twice and the reason."""
+    reason = why_not(cell.config)
+    if reason:
+        return None, None, reason
+    head, reason = head_of(cell, seed, fit)
+    if head is None:
+        return None, None, reason
+    nonnegative = bool(head.means.min() >= NEGATIVE * np.abs(head.means).max())
+    decay = float(cell.config["weight_decay"]) * loss_scale(cell.config, len(head.W))
+    return head, _problem(cell.config, head, decay, nonnegative), ""
 
 
 def loss_scale(config: Mapping[str, Any], classes: int) -> float:

@@ -32,24 +32,33 @@ class Calibrated:
 
 
 def calibrated(table: Mapping[str, Any], cell: str) -> Calibrated | None:
-    """Return the predictions for the only setting `cell` of a loaded table; None where a seed has none."""
-    from compare import last_layer
-    from compare.calibrate import expected, loss_scale
+    """Return the predictions for the only setting `cell` of a loaded table; None where a seed has none.
 
-    known = (getattr(table, "cells", None) or {}).get(cell)
-    if known is None or not known.seeds or not known.config.get("weight_decay"):
+    Where no closed form exists, one optimum is solved for at the seeds' mean decay of the features: a solution takes seconds.
+    """
+    from compare import last_layer
+    from compare.calibrate import known, loss_scale, problem_of
+    from ufm.predict import predict
+
+    setting = (getattr(table, "cells", None) or {}).get(cell)
+    if setting is None or not setting.seeds or not setting.config.get("weight_decay"):
         return None
-    losses, shapes = [], []
-    for seed in known.seeds:
-        _, problem, prediction, _ = expected(known, seed)
-        if problem is None or prediction is None or prediction.zero:
-            return None
-        fit = last_layer.predicted_values(prediction, problem)[2]
-        losses.append(fit / loss_scale(known.config, problem.classes))
-        shapes.append(last_layer.geometry(prediction))
+    problems = [problem_of(setting, seed)[1] for seed in setting.seeds]
+    if any(problem is None for problem in problems):
+        return None
+    found = [(problem, predict(problem)) for problem in problems]
+    if not all(known(q) for _, q in found):
+        middle = float(np.exp(np.mean([np.log(problem.lambda_h) for problem in problems])))
+        one = problems[0].replace(lambda_h=middle)
+        found = [(one, last_layer.optimum(one))]
+    if not all(known(q) and not q.zero for _, q in found):
+        return None
+    scale = loss_scale(setting.config, problems[0].classes)
+    losses = [last_layer.predicted_values(q, problem)[2] / scale for problem, q in found]
+    shapes = [last_layer.geometry(q) for _, q in found]
     means = {name: float(np.mean([shape[name] for shape in shapes])) for name in shapes[0]}
     geometry = {name: value if value > EXACT else 0.0 for name, value in means.items()}
-    return Calibrated(float(np.exp(np.mean(np.log(losses)))) if min(losses) > 0 else 0.0, geometry, len(losses))
+    return Calibrated(float(np.exp(np.mean(np.log(losses)))) if min(losses) > 0 else 0.0, geometry, len(problems))
 
 
 def level(key: str, value: float, curves: list[Curve]) -> Curve:
