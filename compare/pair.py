@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.rows import Cell, Codes, Table
+from ufm.prediction import EVIDENCE
 from ufm.theory import separation
 
 NAN = math.nan
@@ -22,6 +23,7 @@ FLOOR = "lower bound: any distribution and priors, train means of rank K-1"
 EXACT = "exact identity where the train means have rank K-1"
 WEAK = "weak test collapse: every test point on some train mean"
 UNEVEN = 1.5  # largest to smallest class: MNIST's 1.24 passes for balanced, SVHN's 3 does not
+OPTIMUM = "optimum of this problem"
 SILENT = "none: the unconstrained-features model says nothing of test features"
 
 
@@ -125,7 +127,13 @@ def attach(table: Table) -> Table:
     _fill_test(table, fill)
     theory = table.mask(split="theory")
     if theory.any():
-        fill(theory & np.isfinite(predicted), predicted[theory & np.isfinite(predicted)], "optimum of this problem", "")
+        known_ones = theory & np.isfinite(predicted)
+        fill(known_ones, predicted[known_ones], OPTIMUM, "")
+        cells = table.data["cell"]
+        unproven = np.array([name in table.cells and table.cells[name].unproven for name in cells.levels], dtype=bool)
+        if unproven.any():
+            rows = known_ones & unproven[cells.codes]
+            fill(rows, predicted[rows], f"{OPTIMUM}: {EVIDENCE}", "")
     assumptions, references = zip(*known, strict=True)
     return table.with_columns(
         predicted=predicted, assumption=Codes.of([assumptions[i] for i in range(len(known))]).take(notes),

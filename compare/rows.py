@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ufm.errors import RequestError
+from ufm.prediction import EVIDENCE
 from ufm.tables import suggest
 
 # Text columns are stored as integer codes into a short tuple of levels: ten thousand runs fit in memory and select fast.
@@ -55,6 +56,11 @@ class Cell:
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
     seeds: tuple[int, ...] = ()
     results: dict[int, dict[str, Any]] = field(default_factory=dict, repr=False)  # seed -> result.json
+
+    @property
+    def unproven(self) -> bool:
+        """Whether the prediction of this cell of a theory sweep is evidence only."""
+        return any(result.get("prediction") == EVIDENCE for result in self.results.values())
 
 
 class Excluded(NamedTuple):

@@ -16,6 +16,8 @@ from compare.figures.settings import swept
 from compare.style import Style, escape
 from ufm.console import safe_text
 from ufm.errors import RequestError
+from ufm.geometry import relabelling
+from ufm.prediction import EVIDENCE
 
 MOST = 3  # cells of a sweep shown, one a row: the first, the middle and the last
 SIDES = {"weights": ("$WW^{T}$", "gram_w"), "means": ("$HH^{T}$", "gram_h")}
@@ -28,6 +30,7 @@ class Cell:
     options: tuple[str, ...]
     grams: dict[str, tuple[np.ndarray | None, np.ndarray]]
     prediction: str  # its name and status, or why there is none
+    proven: bool = True
 
 
 def is_theory(table: Mapping[str, Any]) -> bool:
@@ -59,8 +62,8 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     return Drawing(figure, COLUMNS, rows, _notes(cells) + excluded_note(table))
 
 
-def _chosen(table: Mapping[str, Any], most: int) -> list[tuple[str, tuple[str, ...]]]:
-    """Return (name, options that tell it from the others) of the cells shown, spread over those that keep their Grams."""
+def _chosen(table: Mapping[str, Any], most: int) -> list[tuple[str, dict[str, Any], tuple[str, ...]]]:
+    """Return (name, row, options that tell it from the others) of the cells shown, spread over those that keep their Grams."""
     known = getattr(table, "cells", None) or {}
     present = [name for name in dict.fromkeys(Measured.of(table).distinct("cell")) if name in known]
     rows = _grams(tuple(dict.fromkeys(known[name].path for name in present)))
@@ -72,13 +75,13 @@ def _chosen(table: Mapping[str, Any], most: int) -> list[tuple[str, tuple[str, .
     try:
         over = swept(table)
     except RequestError:  # one cell, or no numeric option: the order in which they were recorded
-        return [(name, ()) for name in kept[:most]]
+        return [(name, rows[name], ()) for name in kept[:most]]
     kept.sort(key=lambda name: (over.groups[name], over.values[name]))
     number = min(most, len(kept))
     places = [len(kept) // 2] if number == 1 else [round(i * (len(kept) - 1) / (number - 1)) for i in range(number)]
     return [
-        (kept[i], (*filter(None, over.groups[kept[i]].split(", ")), escape(f"{over.name}={over.values[kept[i]]:.4g}")))
-        for i in places
+        (name, rows[name], (*filter(None, over.groups[name].split(", ")), escape(f"{over.name}={over.values[name]:.4g}")))
+        for name in (kept[i] for i in places)
     ]
 
 
@@ -96,24 +99,29 @@ def _grams(paths: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _cell(table: Mapping[str, Any], name: str, options: tuple[str, ...]) -> Cell:
+def _cell(table: Mapping[str, Any], name: str, row: Mapping[str, Any], options: tuple[str, ...]) -> Cell:
     from ufm.predict import predict
     from ufm.systems.single import Single, problem_of
 
     known = table.cells[name]  # type: ignore[attr-defined]
-    row = _grams((known.path,))[name]
     fields = {f.name for f in dataclasses.fields(Single)}
     setting = {key: tuple(v) if isinstance(v, list) else v for key, v in known.config.items() if key in fields}
     problem = problem_of(Single(**setting))
     prediction = predict(problem)
+    shown = {side: _full(row["gram"].get(side), problem.classes) for side in SIDES}
+    order = np.arange(problem.classes)
+    if "code" in prediction.details and prediction.gram_h is not None:  # which class sits at which vertex is free
+        places = relabelling(shown["means"], prediction.gram_h)
+        order = order if places is None else places
     grams = {}
     for side, (_, attribute) in SIDES.items():
-        found = _full(row["gram"].get(side), problem.classes)
+        found = shown[side]
         expected = getattr(prediction, attribute) if prediction.applies else None
+        expected = None if expected is None else expected[np.ix_(order, order)]
         unit = float(np.abs(found).max()) or 1.0
         grams[side] = (None if expected is None else expected / unit, found / unit)
     status = f"{prediction.name}, {prediction.status}" if prediction.applies else f"none: {prediction.reason}"
-    return Cell(options, grams, status)
+    return Cell(options, grams, status, prediction.status != EVIDENCE)
 
 
 def _full(upper: Any, classes: int) -> np.ndarray:
@@ -148,7 +156,8 @@ def _draw(style: Style, cells: list[Cell]) -> Any:
         for index, ((cell, side, kind), ax) in enumerate(zip(line, row, strict=True)):
             gram = cell.grams[side][kinds.index(kind)]
             name = f"{side} {kind.lower()} {cells.index(cell)}"
-            title(ax, name, f"({next(letters)}) {SIDES[side][0]} {kind.lower()}")
+            shaky = "*" if kind == "Predicted" and gram is not None and not cell.proven else ""
+            title(ax, name, f"({next(letters)}) {SIDES[side][0]} {kind.lower()}{shaky}")
             if gram is None:
                 ax.text(0.5, 0.5, "no closed form", transform=ax.transAxes, ha="center", va="center", color="#666666")
                 gram = np.full_like(cell.grams[side][1], np.nan)
@@ -162,7 +171,8 @@ def _draw(style: Style, cells: list[Cell]) -> Any:
                 ax.set_xlabel("Class $j$")
     make_square(figure, grid[0, 0])
     bar = figure.colorbar(mesh, ax=list(grid.ravel()), location="bottom", fraction=0.05, aspect=35, pad=0.02)
-    bar.set_label("Gram entry / largest one found")
+    shaky = "" if all(cell.proven for cell in cells) else "\n* evidence only (multistart), not proven"
+    bar.set_label(f"Gram entry / largest one found{shaky}")
     bar.ax.set_label("colours")
     bar.ax.xaxis.set_major_locator(MaxNLocator(5))
     bar.ax.xaxis.set_minor_locator(NullLocator())

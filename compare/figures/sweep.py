@@ -50,7 +50,7 @@ NAMES = {
     "nc2_to_prediction": "NC2 to the prediction",
     "nc3_cosine": r"NC3: $1-\cos(w_k,\mu_k)$",
 }
-FOUND, PREDICTED = "Found", "Predicted optimum"
+FOUND, PREDICTED, UNPROVEN = "Found", "Predicted optimum", "Predicted: evidence only, not proven"
 REGIMES = {
     "zero": "zero solution",
     "class": "a class dies",
@@ -59,7 +59,7 @@ REGIMES = {
     "minority collapse": "minority collapse",
     "majority collapse": "majority collapse",
 }
-DASHES = ((0, (1.0, 1.5)), (0, (5.0, 1.5, 1.0, 1.5)), (0, (3.0, 1.0)), (0, (1.0, 3.0)))
+DASHES = ((0, (1.0, 1.5)), (0, (5.0, 1.5, 1.0, 1.5)), (0, (3.0, 1.0)), "solid", (0, (5.0, 1.2, 1.0, 1.2, 1.0, 1.2)))
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         raise RequestError("the runs hold no cells of a theory sweep; draw a run of `ufm simulate` with a grid")
     over = swept(table)
     rows = over.rows(rows)
-    shown = {panel: _shown(rows, over, panel) for panel in PANELS}
+    unproven = {name for name, cell in (getattr(table, "cells", None) or {}).items() if cell.unproven}
+    shown = {panel: _shown(rows, over, panel, unproven) for panel in PANELS}
     shown = {panel: found for panel, found in shown.items() if found or panel.name in ("loss", "gap", "geometry")}
     limits = thresholds(rows, over)
     with style.applied():
@@ -132,7 +133,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     return Drawing(figure, COLUMNS, out, _notes(over, shown, limits) + excluded_note(table))
 
 
-def _shown(rows: Measured, over: Swept, panel: Panel) -> list[Shown]:
+def _shown(rows: Measured, over: Swept, panel: Panel, unproven: set[str]) -> list[Shown]:
     groups = sorted(set(over.groups.values()))
     several = len(groups) > 1
     measures = panel.measures[:1] if several else panel.measures
@@ -143,12 +144,24 @@ def _shown(rows: Measured, over: Swept, panel: Panel) -> list[Shown]:
             label = _named(FOUND, group) if several else NAMES.get(measure, FOUND)
             made = curve(mine, f"{measure} {group}".strip(), along="swept")
             look = group_look(i + (j if len(measures) > 1 else 0))
-            predicted = _predicted(mine, f"predicted {measure} {group}".strip()) if panel.name != "geometry" else None
+            predicted = _predictions(mine, f"{measure} {group}".strip(), unproven) if panel.name != "geometry" else []
             if made:
                 # Cells of a sweep are no runs over time: a seed without a value there has not diverged.
                 found.append(Shown(label, replace(made, ends=()), replace(look, dashes="none") if predicted else look))
-            if predicted:
-                found.append(Shown(PREDICTED, predicted, LOOKS["theory"]))
+            found += predicted
+    return sorted(found, key=lambda one: one.label in (PREDICTED, UNPROVEN))  # the legend reads what was found first
+
+
+def _predictions(rows: Measured, key: str, unproven: set[str]) -> list[Shown]:
+    """Return the predicted curve, and apart from it what of it is evidence only."""
+    shaky = np.isin(rows["cell"], sorted(unproven))
+    dotted = replace(LOOKS["theory"], dashes=(0, (1.0, 1.6)))
+    parts = ((PREDICTED, f"predicted {key}", ~shaky, LOOKS["theory"]), (UNPROVEN, f"predicted, not proven, {key}", shaky, dotted))
+    found = []
+    for label, name, mask, look in parts:
+        made = _predicted(Measured({n: column[mask] for n, column in rows.columns.items()}), name) if mask.any() else None
+        if made:
+            found.append(Shown(label, made, look))
     return found
 
 
@@ -159,22 +172,40 @@ def _predicted(rows: Measured, key: str) -> Curve:
 
 
 def thresholds(rows: Measured, over: Swept) -> dict[str, list[float]]:
-    """Return regime -> values of the swept option where its dimensionless number passes 1, interpolated between cells."""
-    found: dict[str, list[float]] = {}
+    """Return regime -> values of the swept option where its dimensionless number passes 1, interpolated between cells.
+
+    A regime that ends elsewhere in another group says whose it is, while there are line styles for it.
+    """
+    groups = sorted(set(over.groups.values()))
+    found: dict[tuple[str, str], list[float]] = {}
     for measure in sorted(m for m in rows.distinct("measure") if m.startswith("threshold_")):
-        for group in sorted(set(over.groups.values())):
+        name = measure.removeprefix("threshold_")
+        name = REGIMES.get(name) or REGIMES.get(name.split()[0]) or escape(name)
+        for group in groups:
             mine = curve(rows.where(measure=measure, group=group), measure, along="swept")
-            name = measure.removeprefix("threshold_")
-            name = REGIMES.get(name) or REGIMES.get(name.split()[0]) or escape(name)
-            for x in crossings(mine.x, mine.value):
-                places = found.setdefault(name, [])
-                if not any(abs(x - y) <= 1e-6 * abs(x) for y in places):
-                    places.append(x)
-    joined: dict[tuple[str, ...], str] = {}  # regimes that end at the same places are one line
-    for name, places in found.items():
-        key = tuple(f"{x:.6g}" for x in sorted(places))
-        joined[key] = f"{joined[key]}, {name}" if key in joined else name
-    return {name: sorted(found[name.split(", ")[0]]) for name in joined.values()}
+            places = found.setdefault((name, group), [])
+            places += [x for x in crossings(mine.x, mine.value) if not any(abs(x - y) <= 1e-6 * abs(x) for y in places)]
+    found = {key: sorted(places) for key, places in found.items() if places}
+    apart = _joined(found, groups)
+    if len(apart) <= len(DASHES):
+        return apart
+    whole: dict[tuple[str, str], list[float]] = {}
+    for (name, _), places in found.items():
+        whole.setdefault((name, ""), []).extend(places)
+    return _joined({key: sorted(set(places)) for key, places in whole.items()}, [""])
+
+
+def _joined(found: Mapping[tuple[str, str], list[float]], groups: list[str]) -> dict[str, list[float]]:
+    """Join regimes, and groups, that end at the same places: they are one line."""
+    at: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for key, places in found.items():
+        at.setdefault(tuple(f"{x:.6g}" for x in places), []).append(key)
+    labels = {}
+    for keys in at.values():
+        names, whose = (list(dict.fromkeys(key[i] for key in keys)) for i in (0, 1))
+        alone = len(whose) == len(groups)
+        labels[", ".join(names) + ("" if alone else f" ({'; '.join(whose)})")] = found[keys[0]]
+    return labels
 
 
 def crossings(x: np.ndarray, numbers: np.ndarray) -> list[float]:
@@ -201,7 +232,7 @@ def _draw(style: Style, over: Swept, shown: Mapping[Panel, list[Shown]], limits:
         axis = LinearAxis.over([o.curve for o in found]) if panel.linear else LogAxis.over([o.curve for o in found])
         axis.apply(ax)
         for place, one in enumerate(found):
-            band = one.label != PREDICTED
+            band = one.label not in (PREDICTED, UNPROVEN)
             draw_curve(ax, one.curve, one.look, axis, legend, one.label, band=band, zero_size=max(3.0, 6.5 - 1.2 * place))
         if not found:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#666666")
@@ -231,8 +262,9 @@ def _named(label: str, group: str) -> str:
 
 
 def _notes(over: Swept, shown: Mapping[Panel, list[Shown]], limits: Mapping[str, list[float]]) -> tuple[str, ...]:
-    loss = [one for one in next(iter(shown.values())) if one.label != PREDICTED]
-    predicted = {one.curve.key: one.curve for found in shown.values() for one in found if one.label == PREDICTED}
+    theory = [one for found in shown.values() for one in found if one.label in (PREDICTED, UNPROVEN)]
+    loss = [one for one in next(iter(shown.values())) if one not in theory]
+    predicted = {one.curve.key: one.curve for one in theory}
     counted = seed_counts([one.curve for one in loss])
     notes = [f"Swept: {over.name}. Means over {counted}; the gap is a bound on f - f* by convex duality."]
     for panel, found in shown.items():
@@ -250,7 +282,9 @@ def _notes(over: Swept, shown: Mapping[Panel, list[Shown]], limits: Mapping[str,
         if left:
             names = ", ".join(f"{NAMES[p.measures[0]].replace(' found', '')} in {p.text.lower()}" for p in left)
             notes.append(f"With {groups} groups shown: {names}. |H|_F = sqrt(lambda_w/lambda_h) |W|_F at every ridge optimum.")
-    if len([k for k in predicted if k.startswith("predicted loss")]) < len(loss):
+    if any(one.label == UNPROVEN for one in theory):
+        notes.append("Dotted predictions are evidence only (multistart), not proven.")
+    if len([k for k in predicted if k.startswith(("predicted loss", "predicted, not proven, loss"))]) < len(loss):
         notes.append("No closed form predicts the loss of some settings: their curve is missing.")
     for name, places in limits.items():
         notes.append(f"Threshold ({name}): {over.name} = {', '.join(f'{x:.4g}' for x in sorted(places)[:8])}.")
