@@ -136,9 +136,10 @@ def test_ten_thousand_certified_cells_survive_five_kills(tmp_path):
 
 
 @pytest.mark.torture
-def test_six_hundred_kills(tmp_path):
-    rng = np.random.default_rng(5)
-    for trial in range(60):
+@pytest.mark.parametrize("part", range(12))
+def test_six_hundred_kills(tmp_path, part):
+    rng = np.random.default_rng([5, part])
+    for trial in range(5):
         pauses = rng.uniform(0.0, 0.4, size=10).tolist()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RunWarning)

@@ -89,6 +89,8 @@ def _table(plan: Any, outcome: Any) -> None:
         line = {"cell": cell, **{name: plain(reach(row, path)) for name, path in columns.items()}}
         if reach(row, "prediction.status") == EVIDENCE and line.get("predicted") is not None:
             line["predicted"], unproven = f"{format_number(line['predicted'])}*", unproven + 1
+        if str(line.get("status")).startswith(GOOD):
+            line["status"] = line["status"].partition(":")[0]  # the row itself has the whole sentence
         rows.append(line)
     if unproven:  # the others keep their place
         for line in rows:
