@@ -112,6 +112,11 @@ def proven(reduced: Reduced, z: Tensor, f: Tensor, nonnegative: bool = False) ->
     return f - bound <= (CLOSED * f.abs()).clamp_min(FLOOR)
 
 
+def closed(certificate: Certificate) -> bool:
+    """Whether a certificate proves its end point optimal, to the same tolerance."""
+    return certificate.valid and (certificate.gap <= FLOOR or certificate.relative <= CLOSED)
+
+
 def lagrangian(r: Reduced, u: Tensor, theta: Tensor) -> Tensor:
     """Return sum_t w_t (-loss*(theta u_t)), (B,), the conjugate taken before scale and offset."""
     u = theta[:, None, None] * u

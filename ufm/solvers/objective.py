@@ -98,8 +98,8 @@ class Objective:
         if gb is not None:
             gb += (residual * self.bias_rate).sum(2, keepdim=True)
         residual.mul_(self.scale)
-        gu.baddbmm_(residual, v)
-        gv.baddbmm_(residual.mT, u)
+        gu += torch.bmm(residual, v)
+        gv += torch.bmm(residual.mT, u)
         return out
 
     def hessian(self, x: Tensor, z: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -140,7 +140,7 @@ class Objective:
         """Return f along x + a d: the logits there are z0 + a z1 + a^2 z2, z0 = z where it is known."""
         u, v, _ = self.parts(x)
         du, dv, dbeta = self.parts(d)
-        z1 = torch.bmm(u, dv.mT).baddbmm_(du, v.mT).mul_(self.scale)
+        z1 = torch.bmm(u, dv.mT).add_(torch.bmm(du, v.mT)).mul_(self.scale)
         z2 = torch.bmm(du, dv.mT).mul_(self.scale)
         if dbeta is not None:
             z1 += dbeta * self.bias_rate

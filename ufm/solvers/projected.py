@@ -72,23 +72,24 @@ class Projected(LBFGS):
     def _on_free(self, state: State, free: Tensor, held: Tensor) -> Tensor:
         """Return the quasi-Newton direction of the free variables: a two-loop recursion over masked pairs."""
         m, q = self.memory, free.clone()
-        count = min(state.filled, m)
-        pairs = [(state.filled - 1 - i) % m for i in range(count)]
-        masked = [(state.pairs[:, i].masked_fill(held, 0.0), state.pairs[:, m + i].masked_fill(held, 0.0)) for i in pairs]
-        rates, gamma = [], None
-        for s, y in masked:
-            sy = (s * y).sum(1)
-            rates.append(torch.where(sy > 1e-12 * s.norm(dim=1) * y.norm(dim=1), 1 / sy, 0.0))
-            newest = torch.where(rates[-1] > 0, sy / y.square().sum(1).clamp_min(1e-300), 0.0)
-            gamma = newest if gamma is None else torch.where(gamma > 0, gamma, newest)
+        order = [(state.filled - 1 - i) % m for i in range(min(state.filled, m))]  # newest first
+        if not order:
+            return q.neg_()
+        moving = (~held).to(free.dtype).unsqueeze(1)
+        s, y = state.pairs[:, order] * moving, state.pairs[:, [m + i for i in order]] * moving
+        sy, ss, yy = ((one * other).sum(2) for one, other in ((s, y), (s, s), (y, y)))
+        good = sy > 1e-12 * (ss * yy).sqrt()
+        rates = torch.where(good, 1 / sy, 0.0)
+        # The newest usable pair gives the scale.
+        first = good.to(torch.uint8).argmax(1, keepdim=True)
+        gamma = torch.where(good, sy / yy.clamp_min(1e-300), 1.0).gather(1, first)
         alphas = []
-        for (s, y), rate in zip(masked, rates, strict=True):
-            alphas.append(rate * (s * q).sum(1))
-            q.addcmul_(alphas[-1][:, None], y, value=-1)
-        if gamma is not None:
-            q.mul_(torch.where(gamma > 0, gamma, 1.0)[:, None])
-        for (s, y), rate, alpha in zip(reversed(masked), reversed(rates), reversed(alphas), strict=True):
-            q.addcmul_((alpha - rate * (y * q).sum(1))[:, None], s)
+        for i in range(len(order)):
+            alphas.append(rates[:, i] * (s[:, i] * q).sum(1))
+            q.addcmul_(alphas[-1][:, None], y[:, i], value=-1)
+        q.mul_(gamma)
+        for i in reversed(range(len(order))):
+            q.addcmul_((alphas[i] - rates[:, i] * (y[:, i] * q).sum(1))[:, None], s[:, i])
         return q.masked_fill_(held, 0.0).neg_()
 
     def _project(self, objective: Objective, x: Tensor, d: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
