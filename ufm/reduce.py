@@ -8,7 +8,7 @@
 3. Balanced coordinates: W = u U and h_t = v_t V_t with u = (lambda_h/lambda_w)^(1/4), v_t = 1/(u sqrt(n_t)), so that the
    penalty is c/2 (|U|^2 + |V|^2), c = sqrt(lambda_w lambda_h), and the logits are U V_t / sqrt(n_t).
 
-Problems of different sizes share a batch: outputs that do not exist have logit scale 0 and offset -1e30, targets that do
+Problems of different sizes share a batch: outputs that do not exist have logit scale 0 and offset -1e30 (MSE: 0), targets that do
 not exist have weight 0, and parameters that do not exist start at 0, where their gradient is 0.
 """
 
@@ -106,7 +106,9 @@ def reduce(problems: Sequence[Problem], device: str | torch.device = "cpu", wide
     batch = len(problems)
     rows, weight = np.zeros((batch, outputs, groups)), np.zeros((batch, 1, groups))
     mass, feature_scale = np.ones((batch, 1, groups)), np.zeros((batch, 1, groups))
-    scale, offset = np.zeros((batch, outputs, 1)), np.full((batch, outputs, 1), ABSENT)
+    # A squared error would count an absent output: there a logit of 0, which is its target, is what adds nothing.
+    nothing = 0.0 if first.loss == "mse" else ABSENT
+    scale, offset = np.zeros((batch, outputs, 1)), np.full((batch, outputs, 1), nothing)
     for i, p in enumerate(problems):
         k, t, _ = sizes[i]
         rows[i, :k, :t] = loss.rows(p).T
