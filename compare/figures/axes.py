@@ -278,6 +278,10 @@ def finish(figure: Figure, style: Style, legend: Legend, below: str = "") -> Non
         figure.get_layout_engine().set(rect=(0, height / total, 1, 1 - height / total))
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
+    for ax in figure.axes:
+        # The layout's equations have many solutions within rounding: which one is found differs from run to run, and SVG
+        # names a clip region by all digits of its place.
+        ax.set_position([round(float(v), 6) for v in ax.get_position(original=True).bounds])
     if below:
         _label_below(figure, bottom, below, style)
 
