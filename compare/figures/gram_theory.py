@@ -155,7 +155,7 @@ def _draw(style: Style, cells: list[Cell]) -> Any:
     for number, (line, row) in enumerate(zip(lines, grid, strict=True)):
         for index, ((cell, side, kind), ax) in enumerate(zip(line, row, strict=True)):
             gram = cell.grams[side][kinds.index(kind)]
-            name = f"{side} {kind.lower()} {cells.index(cell)}"
+            name = f"{side} {kind.lower()} {number // (len(lines) // len(cells))}"
             shaky = "*" if kind == "Predicted" and gram is not None and not cell.proven else ""
             title(ax, name, f"({next(letters)}) {SIDES[side][0]} {kind.lower()}{shaky}")
             if gram is None:

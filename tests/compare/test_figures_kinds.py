@@ -144,7 +144,7 @@ def test_the_sweeps_prediction_is_drawn_and_the_distance_said():
     assert any("1e-12" in note for note in drawing.notes)
 
 
-def theory_run(root, **grid):
+def theory_run(root, seeds=(0,), **grid):
     """Return the loaded table of a real sweep of `single`: written by the sweep itself, read by `compare.load`."""
     from compare.load import load
     from ufm import sweep as sweeps
@@ -154,7 +154,7 @@ def theory_run(root, **grid):
 
     system = entry(SYSTEMS, "single", "system")
     values = resolve(system.spec, {"classes": "4", "dim": "5", "per_class": "10", **grid})
-    request = sweeps.plan(system, values, cells(values), [0])
+    request = sweeps.plan(system, values, cells(values), list(seeds))
     return load(sweeps.execute(request, root=root, environment={}).path)
 
 
@@ -204,6 +204,15 @@ def test_grams_of_a_sweep_stand_beside_their_prediction(tmp_path, width):
     assert rows["means found 0", "class 3", 3.0] == pytest.approx(1)
     assert len({row[0] for row in drawing.rows}) == (12 if width == "neurips" else 4)
     assert collisions(drawing.figure) == []
+
+
+@pytest.mark.parametrize("width", ["neurips", "icml"])
+def test_seeds_of_one_setting_stand_in_rows_of_their_own(tmp_path, width):
+    table = theory_run(tmp_path, features="nonnegative", dim="4", counts="9,5,4,1", seeds=(0, 1, 2))
+    drawing = figures.draw("gram", table, Style.of(width))
+    shown = 3 if width == "neurips" else 1  # a narrow column has place for one
+    assert {row[0].split()[-1] for row in drawing.rows} == {str(i) for i in range(shown)}
+    assert {ax.get_label() for ax in drawing.figure.axes} - {"colours"} == {row[0] for row in drawing.rows}
 
 
 def test_no_closed_form_is_said_and_old_rows_are_refused(tmp_path):
