@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ufm.problem import Problem
-from ufm.reduce import ABSENT, Reduced, groups_of
+from ufm.reduce import ABSENT, Reduced, rank_bound
 from ufm.solution import Certificate
 
 NEWTON_STEPS = 50  # the damped Newton iteration converges quadratically once the bias is near
@@ -269,9 +269,9 @@ def _certificate(problem: Problem, gap: float, norm: float, value: float) -> Cer
         return uncertified("no bound: the end point is not finite, or its free bias could not be made optimal")
     gap = min(gap, value)  # every loss is >= 0
     reason = "f - f* <= gap by convex duality"
-    needed = 2 * problem.classes if problem.features == "nonnegative" else min(problem.classes, groups_of(problem)) - 1
+    needed = rank_bound(problem)
     if problem.dim < needed and problem.features == "free":
-        reason += "; the bound is that of unlimited dimension: for d < K - 1 a positive gap may remain at the optimum"
+        reason += f"; the bound is that of unlimited dimension: for d < {needed} a positive gap may remain at the optimum"
     return Certificate(gap, gap / abs(value) if value else gap, norm, True, reason)
 
 

@@ -98,6 +98,15 @@ def internal_dim(problem: Problem, wide: bool = True) -> int:
     return min(problem.dim, problem.classes, groups)
 
 
+def rank_bound(problem: Problem) -> int:
+    """Return the largest rank that an optimum of unlimited dimension can have; from there on no minimum is only local.
+
+    The optimum has the rank of its gradient U diag(w/sqrt n) at most: K outputs, less one where 1^T U = 0 (a softmax), and T
+    targets, less one where U w = 0 (a free bias).
+    """
+    return min(problem.classes - (problem.loss != "mse"), groups_of(problem) - (problem.bias == "free"))
+
+
 def reduce(problems: Sequence[Problem], device: str | torch.device = "cpu", wide: bool = True) -> Reduced:
     """Return the batch of reduced problems; all must share their `signature`."""
     first, loss = problems[0], loss_of(problems[0].loss)

@@ -21,6 +21,7 @@ from ufm.reduce import (
     outputs_of,
     padded,
     random_start,
+    rank_bound,
     reduce,
     signature,
 )
@@ -33,6 +34,9 @@ from ufm.tables import load, resolve_target, suggest
 
 STEPS = 5000
 START = 0.5  # standard deviation of the start in balanced coordinates; zero itself is a saddle
+FAR_START = 2.0  # ... of every other attempt: some optima of narrow problems are reached by no start near the saddle
+STARTS = 48  # attempts at a small narrow problem: one start in ten to twenty finds the best arrangement of 5 classes
+SMALL = 1000  # ... with so many parameters, where a batch of attempts costs little more than one
 LARGE = 5000  # parameters from which Newton's few costly steps beat many cheap ones (7 times at K = 100)
 HUGE = 200_000  # ... and to which: products with a nearly singular Hessian become many (d < K, soft targets)
 MANY = 150  # classes from which the curvature of every logit is worth its K x K work
@@ -216,13 +220,15 @@ def _chunks(members: list[int], problems: list[Problem]) -> list[list[int]]:
 
 def attempts(problem: Problem, wide: bool = True) -> int:
     """Return how many random starts a problem gets: more than one only where local minima exist or are not excluded."""
+    dim = internal_dim(problem, wide)
+    small = problem.constraint == "ridge" and (outputs_of(problem) + columns(problem)) * dim <= SMALL
     if problem.features == "nonnegative":
-        return 4 if internal_dim(problem, wide) >= 2 * groups_of(problem) else 12
+        return 4 if dim >= 2 * groups_of(problem) else STARTS if small else 12
     if problem.constraint == "sphere" and problem.loss != "supcon" and problem.dim < problem.classes - 1:
         return 8
-    if problem.loss == "focal" or problem.dim < min(problem.classes - 1, groups_of(problem) - 1):
-        return 4
-    return 1
+    if problem.dim < rank_bound(problem):
+        return STARTS if small else 4
+    return 4 if problem.loss == "focal" else 1
 
 
 # --- one batch ---------------------------------------------------------------------------------------------------
@@ -259,7 +265,8 @@ class Run:
         count = len(problems)
         repeated = problems * tries
         reduced = reduce(repeated, self.device, wide)
-        starts = [random_start(problems, seeds, reduced, START, attempt) for attempt in range(tries)]
+        scales = [FAR_START if attempt % 2 else START for attempt in range(tries)]
+        starts = [random_start(problems, seeds, reduced, scale, attempt) for attempt, scale in enumerate(scales)]
         objective = objective_of(repeated[0], reduced)
         x = self.cool(repeated, objective.start(torch.cat(starts)))
         # Features >= 0 whose multipliers vanish (MSE) slow the search down for ever: there the gap is asked at intervals.
