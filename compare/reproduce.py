@@ -12,7 +12,7 @@ from compare import report, sweeps
 from compare.judging import Judged
 from compare.load import load
 from compare.origin import origin
-from compare.papers import Scale, fits, paper
+from compare.papers import Paper, Scale, fits, paper
 from compare.pictures import Picture, draw_all
 from compare.rows import Table, table_of
 from compare.verdict import judge
@@ -20,6 +20,7 @@ from ufm.console import plain, say
 from ufm.errors import RequestError, RunError
 from ufm.files import atomic_write
 from ufm.seeds import check_seed
+from ufm.tables import suggest
 
 SMALL = 10.0  # seconds
 REPORTS = "reports"  # beside the runs; holds no config.json, so that loading the root passes it by
@@ -93,7 +94,7 @@ def sweep_plan(cell: Mapping[str, Any], seeds: Sequence[int]) -> Any:
 
 def reproduce(
     name: str,
-    scale: str = "demo",
+    scale: str | None = None,
     *,
     out: str | Path = "runs",
     seeds: Sequence[int] | None = None,
@@ -105,7 +106,7 @@ def reproduce(
 
     Args:
         name: a paper of `compare papers`, or a TOML file of claims.
-        scale: "demo", "laptop" or "gpu".
+        scale: "demo", "laptop" or "gpu"; None: the smallest that the paper has, and which one is said on stderr.
         out: folder of all runs; figures, report and verdicts go to `out`/reports/NAME-SCALE/.
         seeds: instead of the registered ones; the verdict still counts only those that are registered.
         workers: processes, 0 for one per core. device: "auto", "cpu" or "cuda[:N]".
@@ -117,7 +118,8 @@ def reproduce(
     from compare.style import Style
 
     chosen = paper(name)
-    size = chosen.scale(scale)
+    size = _scale(chosen, name, scale)
+    scale = size.name
     Style.of(width)  # a wrong width is said before an hour of training
     wanted = [check_seed(s) for s in (size.seeds if seeds is None else seeds)]
     plan = make_plan(size, out, wanted, device)
@@ -140,6 +142,19 @@ def reproduce(
     made = Reproduction(judged, table, folder, pictures, len(missing), computed, plan.not_run, tuple(not_shown))
     report.write(made.report, table, [judged], pictures, not_shown=not_shown, source=source)
     return made
+
+
+def _scale(chosen: Paper, name: str, scale: str | None) -> Scale:
+    """Return the scale asked for, or the smallest; RequestError with the command that works where the paper has none such."""
+    import shlex
+
+    smallest = chosen.smallest
+    if scale is None:
+        say(f"{chosen.name}: scale {smallest}, the smallest it has")
+    elif scale not in chosen.scales:
+        command = f"compare reproduce {shlex.quote(name)} --scale {smallest}"
+        raise RequestError(f"{chosen.name} has no scale {scale!r}; {suggest(scale, chosen.scales)}; run `{command}`")
+    return chosen.scale(scale or smallest)
 
 
 def _cells(table: Table, size: Scale, folders: Mapping[str, Path]) -> dict[str, list[str]]:

@@ -17,7 +17,9 @@ from ufm.spec import click_options, option, resolve
 class Execution:
     """Where and how large it runs."""
 
-    scale: str = option("demo", "how large the trainings are", choices=SCALES, setting=False)
+    scale: str = option(
+        None, "how large the trainings are (the smallest that PAPER has)", kind="str", choices=SCALES, setting=False
+    )
     out: str = option("runs", "folder of all runs; figures and report go to DIR/reports", kind="path", setting=False)
     seeds: int = option(
         None, "seeds to train: 0:5 is 0..4 (the registered ones)", kind="int", low=0, high=2**32 - 1, grid=True, setting=False

@@ -244,6 +244,16 @@ class Paper:
     figures: tuple[str, ...] = ()
     note: str = ""
 
+    @property
+    def smallest(self) -> str:
+        """Name of the smallest scale; RequestError where the paper has none."""
+        for name in SCALES:
+            if name in self.scales:
+                return name
+        raise RequestError(
+            f"{self.name} has no scale: it runs nothing and is judged on any run; `compare verdict RUN --paper {self.name}`"
+        )
+
     def scale(self, name: str) -> Scale:
         """Return one scale; RequestError where the paper has none of that name."""
         if name not in self.scales:

@@ -130,7 +130,9 @@ def test_report_and_table_write_files(run, runs, tmp_path):
         (["reproduce", "nobody2020"], "unknown paper"),
         (["reproduce", "hui2022", "--seeds", "nan"], "--seeds"),
         (["reproduce", "hui2022", "--workers", "-1"], "--workers"),
-        (["reproduce", "general"], "has no scale"),
+        (["reproduce", "general"], "general has no scale: it runs nothing"),
+        (["reproduce", "galanti2022", "--scale", "demo"], "run `compare reproduce galanti2022 --scale laptop`"),
+        (["reproduce", "kothapalli2022", "--scale", "laptop"], "run `compare reproduce kothapalli2022 --scale demo`"),
         (["verdic", "{runs}"], "did you mean 'verdict'"),
     ],
 )

@@ -165,3 +165,18 @@ def test_a_plan_trains_nothing(tmp_path):
     plan = make_plan(scale, tmp_path, scale.seeds, "cpu")
     assert len(plan.missing) == len(plan.jobs) == len(scale.seeds) * len(plan.folders)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in papers.PAPERS if papers.paper(name).scales])
+def test_without_a_scale_a_paper_runs_its_smallest_and_says_which(name, tmp_path, monkeypatch, capsys):
+    def stop(scale, *values):
+        raise RunError(f"asked for {scale.name}")
+
+    monkeypatch.setattr("compare.reproduce.make_plan", stop)
+    known = [scale for scale in ("demo", "laptop", "gpu") if scale in papers.paper(name).scales]
+    with pytest.raises(RunError, match=f"asked for {known[0]}$"):
+        reproduce(name, out=tmp_path)
+    assert capsys.readouterr().err == f"{name}: scale {known[0]}, the smallest it has\n"
+    for scale in known:
+        with pytest.raises(RunError, match=f"asked for {scale}$"):
+            reproduce(name, scale, out=tmp_path)
