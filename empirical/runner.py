@@ -158,7 +158,7 @@ def attempt_stacked(jobs: Sequence[Job], stop: Stop | None, report: Callable[[An
     try:
         return work_stacked(jobs, stop, report)
     except Apart:
-        say("note: these seeds differ in size or in how far they are; they are trained one by one")
+        say("note: these seeds differ in size or in how far they are, or a checkpoint is damaged; they are trained one by one")
         return [attempt(job, stop, report) for job in jobs if not stop]
     except Interrupted as stopped:
         return [Outcome(str(job.path), job.seed, INTERRUPTED, 128 + stopped.signum) for job in jobs]

@@ -62,7 +62,7 @@ def room(experiment: Experiment, cost: Cost, device: str, asked: bool) -> int:
 
 
 class Apart(Exception):
-    """These seeds cannot be stacked after all (their sizes or their checkpoints differ): train them one by one."""
+    """These seeds cannot be stacked after all (their sizes or checkpoints differ, or are damaged): train them one by one."""
 
 
 class Stack:
@@ -233,7 +233,8 @@ def run_stack(
 
     look: makes what measures one training, with `rows` and `tensors` as `empirical.collapse.Look`. The rest as `run_training`.
 
-    Raises: Apart when the seeds differ in size or have no step in common; Interrupted after a signal, with all saved.
+    Raises: Apart when the seeds differ in size, have no step in common or only damaged checkpoints; Interrupted after a
+        signal, with all saved.
     """
     with numerics(experiment, threads), memory_errors(experiment):
         trainings = [set_up(experiment, int(run.seed or 0), device) for run in runs]
@@ -303,8 +304,13 @@ def _save(stack: Stack, keepers: list[Keeper]) -> None:
 
 
 def _restore(keepers: list[Keeper]) -> None:
-    """Go back to the newest step of which every training has a checkpoint; to the start when none has any."""
+    """Go back to the newest step of which every training has a checkpoint; to the start when none has any.
+
+    Raises: Apart where that is not possible; also for a training whose checkpoints are all damaged, which is refused by itself.
+    """
     found = [checkpoint.every(keeper.run) for keeper in keepers]
+    if any(checkpoint.numbers(keeper.run) and not pairs for keeper, pairs in zip(keepers, found, strict=True)):
+        raise Apart
     if not any(found):
         for keeper in keepers:
             keeper.take_up(0, None)

@@ -143,6 +143,27 @@ def test_seeds_that_are_not_at_one_step_are_trained_one_by_one(tmp_path, monkeyp
     assert [outcome.status for outcome in outcomes] == ["finished", "finished"] and "one by one" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:seed-.. begun by version None", "ignore:.* is damaged")
+@pytest.mark.parametrize("damaged", [SEEDS[:2], SEEDS[:1]], ids=["all", "one"])
+def test_damaged_checkpoints_are_refused_as_without_a_stack_and_nothing_is_thrown_away(tmp_path, monkeypatch, damaged):
+    experiment = setting()
+    jobs = [Job("collapse", experiment, seed, str(tmp_path), "cpu") for seed in SEEDS[:2]]
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        together(tmp_path, experiment, seeds=damaged, stop=interrupted(patch, 7))
+    kept = {}
+    for job in jobs[: len(damaged)]:
+        for path in job.path.glob("checkpoint-*.safetensors"):
+            content = bytearray(path.read_bytes())
+            content[-4:] = bytes(255 - byte for byte in content[-4:])
+            path.write_bytes(content)
+        kept |= {path: path.read_bytes() for path in [job.path / "metrics.jsonl", *job.path.glob("checkpoint-*")]}
+    outcomes = attempt_stacked(jobs, None, None)
+    for outcome in outcomes[: len(damaged)]:
+        assert outcome.exit == 1 and "no checkpoint can be read" in outcome.status
+    assert all(outcome.status == "finished" for outcome in outcomes[len(damaged) :])
+    assert len(kept) > 2 and all(path.read_bytes() == content for path, content in kept.items())
+
+
 def test_jobs_are_grouped_by_setting_and_finished_ones_left_out(tmp_path):
     one, other = setting(), setting(weight_decay=1e-3)
     jobs = [Job("collapse", e, seed, str(tmp_path), "cpu") for e in (one, other) for seed in range(4)]
