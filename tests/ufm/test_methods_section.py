@@ -75,3 +75,28 @@ def test_a_cold_sphere_proves_nothing_by_a_loss_that_is_zero(ufm):
     ufm("simulate", "single", "--classes", "3", "--dim", "2", *cold)
     ufm("simulate", "single", "--classes", "4", "--dim", "2", *cold)
     assert "optimal by" not in ufm("cite", "runs").out
+
+
+def test_flows_and_deep_runs_name_their_law_their_structures_and_their_solver(ufm):
+    ufm("simulate", "flow", "--init", "subspace", "--t-end", "20")
+    ufm("simulate", "flow", "--init", "central", "--init-scale", "1", "--t-end", "20")
+    ufm("simulate", "flow", "--init", "random", "--method", "momentum", "--t-end", "5")
+    ufm("simulate", "deep", "--depth", "4", "--steps", "20")
+    ufm("simulate", "deep", "--activation", "linear", "--classes", "4", "--dim", "5", "--depth", "2")
+    answer = ufm("cite", "runs")
+    comments = " ".join(line[1:].strip() for line in answer.out.splitlines() if line.startswith("%"))
+    by_run = {text.split(":")[0]: text for text in re.split(r" (?=\S+: 1 cell of `)", comments)}
+    told = {name.rsplit("-", 1)[0]: text for name, text in by_run.items()}
+    subspace, central = told["mse-subspace-c4"], told["mse-central-c4"]
+    assert "prediction law mixon2020: squared singular values" in subspace and "[mixon2020]; derived" in subspace
+    assert "prediction law han2021" in central and "[han2021]; stated in the source" in central
+    assert all("solver flow (1 cell) [dormand1980]" in text for text in (subspace, central))
+    assert "no closed form is known for 1 cell" in told["mse-random-c4"]
+    assert "solver momentum (1 cell) [polyak1964]" in told["mse-random-c4"]
+    relu, linear = told["relu-mse-c10-d4"], told["linear-mse-c4-d2"]
+    assert "prediction srg (1 cell) [sukenik2024]; evidence only" in relu and "solver adam (1 cell) [kingma2015]" in relu
+    assert "prediction dnc (1 cell) [sukenik2023]; evidence only" in relu
+    assert "prediction of (1 cell) [dang2023]; derived" in linear and "solver lbfgs (1 cell) [liu1989]" in linear
+    assert comments.count("no closed form") == 1
+    cited = set(re.findall(r"\[(\w+)\]", comments))
+    assert cited <= set(re.findall(r"^@\w+\{(\w+),", answer.out, re.M))

@@ -5,6 +5,7 @@ Their system, losses, solvers, and the predictions they were held against; the s
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from ufm.solvers import METHODS
 from ufm.systems import SYSTEMS
 from ufm.tables import Entry
 
+TOLD = ("name", "status", "assumptions", "reference", "tolerance")  # of a prediction
 CERTIFIED = 1e-6  # relative gap below which a cell is called proven
 
 
@@ -75,20 +77,18 @@ class Use:
         self.statuses[str(row["status"])] += 1
         for table, counted, name in (
             (LOSSES, self.losses, row["parameters"].get("loss")),
-            (METHODS, self.methods, row.get("method")),
+            (METHODS, self.methods, method_of(self.system, row)),
         ):
             if isinstance(name, str):
                 counted[name] += 1
                 self.references.update(_of(table, name))
         self._certify(row)
-        prediction = row.get("prediction")
-        if not (isinstance(prediction, Mapping) and prediction.get("applies") and isinstance(prediction.get("reference"), str)):
-            self.unpredicted += 1
-            return
-        self.references.add(prediction["reference"])
-        told = {name: prediction.get(name) for name in ("name", "status", "assumptions", "reference", "tolerance")}
-        kept = self.predictions.setdefault(repr(told), {**told, "cells": 0})
-        kept["cells"] += 1
+        predictions = predictions_of(self.system, row)
+        self.unpredicted += not predictions
+        for told in predictions:
+            self.references.add(told["reference"])
+            kept = self.predictions.setdefault(repr(told), {**told, "cells": 0})
+            kept["cells"] += 1
 
     def _certify(self, row: Mapping[str, Any]) -> None:
         """A loss below the smallest number, or a gap as large as the loss (d < K - 1), proves nothing of the geometry."""
@@ -123,7 +123,7 @@ class Use:
         for told in self.predictions.values():
             assumed = told["assumptions"] if isinstance(told["assumptions"], (list, tuple)) else []
             parts = [
-                f"prediction {told['name']} ({_cells(told['cells'])}) [{told['reference']}]",
+                f"prediction {told['name']} ({_cells(told['cells'])})" + (f" [{told['reference']}]" if told["reference"] else ""),
                 str(told["status"]),
                 *([f"assumes {', '.join(map(str, assumed))}"] if assumed else []),
                 *([f"loss to {told['tolerance']:g} relative"] if isinstance(told["tolerance"], (int, float)) else []),
@@ -150,6 +150,64 @@ def use_of(folder: Path) -> Use:
         used.add(row)
     used.references.discard("")
     return used
+
+
+# --- what a row says it used -----------------------------------------------------------------------------------------
+
+
+def method_of(system: str, row: Mapping[str, Any]) -> str | None:
+    """Return the name in `METHODS` of what solved a cell: what its row says, else what its options stand for."""
+    if isinstance(row.get("method"), str):
+        return row["method"]
+    asked = row["parameters"]
+    if system == "flow":  # the central path has one integrator
+        return "flow" if asked.get("init") == "central" else asked.get("method")
+    if system == "deep" and asked.get("method") == "auto":
+        return "adam" if asked.get("activation") == "relu" else "lbfgs"
+    return asked.get("method") if system == "deep" else None
+
+
+def predictions_of(system: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a cell was held against, one record each: name, status, assumptions, reference, tolerance."""
+    prediction = row.get("prediction")
+    if isinstance(prediction, Mapping):
+        stands = prediction.get("applies") and isinstance(prediction.get("reference"), str)
+        return [{name: prediction.get(name) for name in TOLD}] if stands else []
+    if system == "flow":
+        return _law(row)
+    return _structures(row) if system == "deep" else []
+
+
+def _law(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from ufm.systems.flow_run import LAWS
+
+    law = row.get("law")
+    if not isinstance(law, str) or law not in LAWS:
+        return []
+    return [_told(f"law {law}: {LAWS[law].quantity}", LAWS[law].status, LAWS[law].reference)]
+
+
+def _structures(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the structures whose losses a deep cell was set beside; zero only where nothing known lies lower."""
+    from ufm.systems.deep import Deep, problem_of
+    from ufm.theory.deep import structures
+
+    losses = row.get("structures")
+    if not isinstance(losses, Mapping) or not losses:
+        return []
+    fields = {f.name for f in dataclasses.fields(Deep)}
+    setting = {k: tuple(v) if isinstance(v, list) else v for k, v in row["parameters"].items() if k in fields}
+    known = structures(problem_of(Deep(**setting)))
+    lowest = row.get("lowest_known")
+    return [
+        _told(q.name, q.status, q.reference, q.assumptions)
+        for name, q in known.items()
+        if name in losses and (name != "zero" or lowest == "zero")
+    ]
+
+
+def _told(name: str, status: str, reference: str, assumptions: Iterable[str] = ()) -> dict[str, Any]:
+    return dict(zip(TOLD, (name, status, list(assumptions), reference, None), strict=True))
 
 
 def _cells(number: int) -> str:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ufm.prediction import DERIVED, STATED
 from ufm.solution import Status
 from ufm.systems import Task
 from ufm.systems.flow import Flow, problem_of
 from ufm.theory import dynamics
 
-# law -> (reference, the quantity it is about)
+
+class Law(NamedTuple):
+    """A closed form of a path: whose it is, what it is about, how far it is proven."""
+
+    reference: str
+    quantity: str
+    status: str = DERIVED
+
+
 LAWS = {
-    "mixon2020": ("mixon2020", "squared singular values of W on the invariant subspace"),
-    "modes": ("dang2023", "product modes, kappa_k = sqrt(n_k) - N lambda"),
-    "ji2021": ("ji2021", "logit gap on the simplex ray"),
-    "han2021": ("han2021", "singular values of the signal-to-noise matrix"),
-    "han2021-renormalised": ("han2021", "singular values of the signal-to-noise matrix, renormalised flow"),
+    "mixon2020": Law("mixon2020", "squared singular values of W on the invariant subspace"),
+    "modes": Law("dang2023", "product modes, kappa_k = sqrt(n_k) - N lambda"),
+    "ji2021": Law("ji2021", "logit gap on the simplex ray"),
+    "han2021": Law("han2021", "singular values of the signal-to-noise matrix", STATED),
+    "han2021-renormalised": Law("han2021", "singular values of the signal-to-noise matrix, renormalised flow"),
 }
 
 
@@ -145,5 +154,5 @@ def predict(spec: Flow) -> dict[str, Any]:
     if not law:
         reason = "no closed form is known for this start, loss and penalty; --init subspace and aligned have one"
         return {"law": None, "reference": None, "quantity": None, "limit": None, "reason": reason}
-    reference, quantity = LAWS[law]
+    reference, quantity, _ = LAWS[law]
     return {"law": law, "reference": reference, "quantity": quantity, "limit": limit, "reason": "", "total": total}
