@@ -9,14 +9,16 @@ import torch
 from empirical.cost import Cost, cost_of
 from empirical.data import outside
 from empirical.data.split import Split
+from empirical.devices import launched
 from empirical.distributed import collect_together
 from empirical.epoch import rows_of
 from empirical.experiment import Experiment
 from empirical.features import Plan, classifier_weight, plan_layers
 from empirical.head import Head, find_head, head_arrays, head_rows
-from empirical.store import Stored
+from empirical.store import Stored, check_classes
 from empirical.tensors import tensors_of
-from empirical.train import Report, Training, build_network, clock_of, load_data, run_training
+from empirical.train import Report, Training, build_network, load_data, run_training
+from empirical.training import check_data
 from ufm.interrupt import Stop
 from ufm.measure.names import DEFAULT, NEEDS_SCATTER
 from ufm.record import Run
@@ -25,7 +27,9 @@ from ufm.record import Run
 def check(experiment: Experiment, seed: int) -> Cost:
     """Return what the training will cost; RequestError for anything that cannot be done, before anything is written."""
     data, test, info = load_data(experiment, seed)
-    clock = clock_of(experiment, len(data))
+    launch = launched()
+    clock = check_data(experiment, data, test, 1 if launch is None else launch.size)
+    check_classes(data.classes)
     cost = cost_of(experiment, tuple(data.inputs.shape[1:]), data.classes, len(test), clock)
     network = build_network(experiment, data, seed)
     plan_layers(network, data.batch(slice(0, 2))[0], layers_of(experiment), None)

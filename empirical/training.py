@@ -1,4 +1,4 @@
-"""`Training`: a training in progress, and its set-up from an experiment. Every wrong request is found while it is set up."""
+"""`Training`: a training in progress, its set-up from an experiment, and the checks of its data that need no training."""
 
 from __future__ import annotations
 
@@ -105,15 +105,21 @@ def build_network(experiment: Experiment, train: Split, seed: int) -> nn.Module:
     return network
 
 
-def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
-    """Return the training at step 0; every wrong request is found here, before anything is written."""
-    train, test, info = load_data(experiment, seed)
+def check_data(experiment: Experiment, train: Split, test: Split, processes: int) -> Clock:
+    """Return the clock of a training on these samples; RequestError when they do not go with the experiment or its processes."""
     clock = clock_of(experiment, len(train))
     augment.check(experiment.augment, tuple(train.inputs.shape[1:]))
+    check_shares(len(train), len(test), clock, processes)
+    return clock
+
+
+def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
+    """Return the training at step 0; RequestError for what a study's `check` would have refused before anything was written."""
+    train, test, info = load_data(experiment, seed)
+    here = team()
+    clock = check_data(experiment, train, test, here.size)
     network = build_network(experiment, train, seed)
     due = due_steps(experiment.moments, clock)
-    here = team()
-    check_shares(experiment, len(train), len(test), clock, here)
     network = network.to(device)
     train, test = train.to(device), test.to(device).baked()
     if experiment.augment == "none":  # what is padded with black must still be raw
@@ -141,10 +147,10 @@ def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
     )
 
 
-def check_shares(experiment: Experiment, train: int, test: int, clock: Clock, here: Team) -> None:
+def check_shares(train: int, test: int, clock: Clock, processes: int) -> None:
     """Refuse data too small to be shared by the processes of a team."""
-    if min(train, test, clock.batch) < here.size:
+    if min(train, test, clock.batch) < processes:
         raise RequestError(
-            f"{train} train samples, {test} test samples and batches of {clock.batch} cannot be shared by torchrun's {here.size} "
+            f"{train} train samples, {test} test samples and batches of {clock.batch} cannot be shared by torchrun's {processes} "
             "processes; use a smaller --nproc-per-node"
         )

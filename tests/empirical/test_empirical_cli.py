@@ -194,6 +194,7 @@ WRONG = [
     (["--measure-at", "sometimes"], "log, papyan, every"),
     (["--measure-at", "9"], "0..2"),
     (["--layers", "nothing"], "nothing"),
+    (["--augment", "crop-flip"], "--augment crop-flip needs images"),
     (["--seeds", "-1"], ">= 0"),
     (["--shard", "3/3"], "0 <= I < N"),
     (["--preset", "digit"], "did you mean 'digits'"),
@@ -216,6 +217,19 @@ def test_wrong_requests_are_one_line_and_write_nothing(empirical, tmp_path, word
     assert code == 2 and answer in err and not out
     assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
     assert files(tmp_path) == ["a-file"]
+
+
+def test_what_torchrun_cannot_share_and_too_many_classes_are_found_before_anything_is_written(empirical, tmp_path, monkeypatch):
+    few = [*TINY, "--test-per-class", "1"]  # four test samples
+    with monkeypatch.context() as patch:
+        for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "5", "LOCAL_RANK": "0"}.items():
+            patch.setenv(name, value)
+        code, out, err = empirical("run", "collapse", *few)
+    assert (code, out) == (2, "") and "4 test samples" in err and "torchrun's 5 processes" in err and err.count("\n") == 1
+    monkeypatch.setattr("empirical.store.free_memory", lambda device: 100)
+    code, out, err = empirical("run", "collapse", *few)
+    assert (code, out) == (2, "") and "4 classes need about" in err and err.count("\n") == 1
+    assert not files(tmp_path)
 
 
 def test_wrong_studies_runs_and_configs(empirical, tmp_path):
