@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from compare.commands.shared import json_option, runs_argument, say_left_out
-from ufm.console import examples, print_json, print_table, safe_text
+from ufm.console import examples, format_number, print_json, print_table, safe_text
 
 
 @click.command(
@@ -48,6 +48,8 @@ def command(runs: tuple[str, ...], as_json: bool) -> None:
 def _print_cell(name: str, made: list) -> None:
     from compare.calibrate import QUANTITIES, explain
 
+    from compare import statistics
+
     click.echo(safe_text(name))
     found = [one for one in made if one.applies]
     for reason in dict.fromkeys(one.reason for one in made if not one.applies):
@@ -56,6 +58,13 @@ def _print_cell(name: str, made: list) -> None:
     if not found:
         click.echo()
         return
+    # Geometric means, so that c = sqrt(lambda_w lambda_h) holds between the printed numbers.
+    decay_w, decay_h, price = (
+        format_number(statistics.mean_over_seeds([getattr(one, key) for one in found], log=True).estimate)
+        for key in ("lambda_w", "lambda_h", "c")
+    )
+    several = f" (geometric means over {len(found)} seeds)" if len(found) > 1 else ""
+    click.echo(f"lambda_w {decay_w}, inferred lambda_h {decay_h}, c {price}{several}")
     rows = []
     for quantity in QUANTITIES:
         predicted, measured = (sum(column) / len(found) for column in zip(*(one.values[quantity] for one in found), strict=True))

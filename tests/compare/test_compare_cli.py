@@ -183,5 +183,10 @@ def test_calibrate_prints_predicted_beside_measured_and_says_why_not(run, tmp_pa
     seeds = document[0]["seeds"]
     assert [one["seed"] for one in seeds] == [0] and seeds[0]["values"]["margin"]["predicted"] > 0
     assert seeds[0]["optimality"]["gap"] > 0
+    # lambda_h = lambda_w |W|^2 / sum_i |h_i|^2 with the scatter of 3 x 10 features; the loss is this package's own (CE).
+    decay, size_w = setting["weight_decay"], float((arrays["weight"] ** 2).sum())
+    size_h = 10 * float((means**2).sum()) + 10 * 3 * 0.1
+    inferred = f"lambda_w {decay:.4g}, inferred lambda_h {decay * size_w / size_h:.4g}, c {decay * (size_w / size_h) ** 0.5:.4g}"
+    assert inferred in out.splitlines()
     other = write_training(tmp_path / "adamw", seeds=[0], setting={**setting, "optimizer": "adamw"}, tensors=arrays)
     assert "no prediction (seed 0): AdamW" in run("calibrate", other)[1]
