@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ufm.problem import Problem
-from ufm.reduce import ABSENT, Reduced, rank_bound
+from ufm.reduce import ABSENT, Reduced, loss_name, rank_bound
 from ufm.solution import Certificate
 
 NEWTON_STEPS = 50  # the damped Newton iteration converges quadratically once the bias is near
@@ -239,7 +239,7 @@ def certificates(problems: list[Problem], reduced: Reduced, z: Tensor, f: Tensor
         factors: W, H and b as the objective gives them, with norm constraints applied.
     """
     first = problems[0]
-    if first.loss == "focal" and any(p.focal_gamma > 0 for p in problems):
+    if loss_name(first) == "focal":
         return [_focal(p, value) for p, value in zip(problems, f.tolist(), strict=True)]
     out: list[Certificate | None] = [None] * len(problems)
     free = [p.bias == "free" for p in problems]

@@ -37,6 +37,11 @@ def loss_of(name: str) -> Loss:
     return load(LOSSES, name, "loss")()
 
 
+def loss_name(problem: Problem) -> str:
+    """Return the name of the loss that is minimised: the focal loss at gamma = 0 is cross-entropy, convex and with a dual."""
+    return "ce" if problem.loss == "focal" and problem.focal_gamma == 0 else problem.loss
+
+
 @dataclass(frozen=True)
 class Reduced:
     """B problems with one feature per distinct target, padded to (K, T, r)."""
@@ -109,7 +114,7 @@ def rank_bound(problem: Problem) -> int:
 
 def reduce(problems: Sequence[Problem], device: str | torch.device = "cpu", wide: bool = True) -> Reduced:
     """Return the batch of reduced problems; all must share their `signature`."""
-    first, loss = problems[0], loss_of(problems[0].loss)
+    first, loss = problems[0], loss_of(loss_name(problems[0]))
     sizes = np.array([(outputs_of(p), columns(p), internal_dim(p, wide)) for p in problems])
     outputs, groups, dim = (int(s) for s in sizes.max(0))
     batch = len(problems)
@@ -145,7 +150,7 @@ def reduce(problems: Sequence[Problem], device: str | torch.device = "cpu", wide
         pivot=tensor(rows.argmax(1)[:, None, :]),
         diagonal=first.targets is None and first.loss != "supcon",
         hard=bool((rows.sum(1) == rows.max(1)).all()),
-        parameter=tensor(np.array([[p.focal_gamma] for p in problems])) if first.loss == "focal" else None,
+        parameter=tensor(np.array([[p.focal_gamma] for p in problems])) if loss_name(first) == "focal" else None,
         unit=bool((mass == 1).all()),
     )
     return Reduced(
@@ -181,7 +186,7 @@ def bias_scale(problem: Problem) -> float:
 def signature(problem: Problem) -> tuple:
     """Return what problems must share to be solved in one batch."""
     soft = problem.targets is not None
-    return problem.loss, problem.bias != "none", problem.constraint, problem.features, soft
+    return loss_name(problem), problem.bias != "none", problem.constraint, problem.features, soft
 
 
 def random_start(problems: Sequence[Problem], seeds: Sequence[int], reduced: Reduced, scale: float, attempt: int = 0) -> Tensor:

@@ -18,6 +18,7 @@ from ufm.reduce import (
     fits,
     groups_of,
     internal_dim,
+    loss_name,
     outputs_of,
     padded,
     random_start,
@@ -35,6 +36,7 @@ from ufm.tables import load, resolve_target, suggest
 STEPS = 5000
 START = 0.5  # standard deviation of the start in balanced coordinates; zero itself is a saddle
 FAR_START = 2.0  # ... of every other attempt: some optima of narrow problems are reached by no start near the saddle
+NEAR_START = 0.01  # ... of a start beside zero
 STARTS = 48  # attempts at a small narrow problem: one start in ten to twenty finds the best arrangement of 5 classes
 SMALL = 1000  # ... with so many parameters, where a batch of attempts costs little more than one
 LARGE = 5000  # parameters from which Newton's few costly steps beat many cheap ones (7 times at K = 100)
@@ -170,7 +172,7 @@ def method_for(problem: Problem, method: str) -> str:
         if nonnegative:
             return "projected"
         k, t, r = outputs_of(problem), columns(problem), internal_dim(problem)
-        convex = problem.constraint == "ridge" and problem.loss != "focal"
+        convex = problem.constraint == "ridge" and loss_name(problem) != "focal"
         if k >= MANY and classwise(problem):
             return "classwise"
         return "newton" if convex and LARGE <= (k + t) * r < HUGE else "lbfgs"  # by size alone: the batch must not matter
@@ -228,7 +230,7 @@ def attempts(problem: Problem, wide: bool = True) -> int:
         return 8
     if problem.dim < rank_bound(problem):
         return STARTS if small else 4
-    return 4 if problem.loss == "focal" else 1
+    return 4 if loss_name(problem) == "focal" else 1
 
 
 # --- one batch ---------------------------------------------------------------------------------------------------
@@ -281,9 +283,31 @@ class Run:
         best = torch.where(close, unfinished, 2.0).argmin(0)
         index = best * count + torch.arange(count, device=best.device)
         end, objective, x = {name: value[index] for name, value in end.items()}, objective.select(index), x[index]
+        if problems[0].constraint == "ridge" and loss_name(problems[0]) == "focal":
+            x = self.compare_with_zero(objective, x, end, starts[0])
         features = objective.factors(x)[1].cpu()
         narrow = [i for i, p in enumerate(problems) if p.features == "nonnegative" and not fits(p, features[i])]
         return finish(problems, seeds, objective, x, end, self.name), narrow
+
+    def compare_with_zero(self, objective: Objective, x: Tensor, end: dict[str, Tensor], start: Tensor) -> Tensor:
+        """Return the end points, none above zero: a loss that is not convex has minima that cost more than no features at all."""
+        at = at_zero(objective, x, keep=False)
+        index = (~(objective.value(x) <= objective.value(at))).nonzero().squeeze(1)
+        if not len(index):
+            return x
+        some, at, x = objective.select(index), at[index], x.clone()
+        optimal = some.is_zero(at)
+        end["status"][index[optimal]], end["residual"][index[optimal]] = ZERO, 0.0
+        x[index] = at
+        if not bool(optimal.all()):  # zero is a saddle: from beside it the way leads below it
+            saddle = index[~optimal]
+            objective, beside = objective.select(saddle), at[~optimal]
+            beside = beside + NEAR_START * objective.start(start[saddle])
+            again = iterate(objective, self.solver, beside, self.steps, self.tol)
+            x[saddle] = settle(objective, again)
+            for name in ("residual", "iterations", "status"):
+                end[name][saddle] = again[name]
+        return x
 
     def cool(self, problems: list[Problem], x: Tensor) -> Tensor:
         """Lead points on the sphere to their temperature by halving it from 1, where the landscape is benign."""
@@ -313,7 +337,7 @@ def objective_of(problem: Problem, reduced: Reduced) -> Objective:
 
 def prover(problem: Problem) -> Callable[[Objective, Tensor], Tensor] | None:
     """Return what tells which points (B, P) of a batch like `problem` the duality gap proves optimal; None without a proof."""
-    if problem.constraint != "ridge" or problem.loss == "focal":
+    if problem.constraint != "ridge" or loss_name(problem) == "focal":
         return None
     nonnegative = problem.features == "nonnegative"
     return lambda objective, x: proven(objective.reduced, objective.logits(x), objective.value(x), nonnegative)
@@ -387,7 +411,17 @@ def settle(objective: Objective, end: dict[str, Tensor]) -> Tensor:
     if not len(index):
         return x
     some = objective.select(index)
-    at = some.zero(x[index])
+    at = at_zero(some, x[index])
+    x[index] = at
+    end["residual"][index] = some.gradient(at).norm(dim=1)
+    return x
+
+
+def at_zero(some: Objective, x: Tensor, keep: bool = True) -> Tensor:
+    """Return the zero solution with the bias that is optimal there, searched from the bias of x, or from 0 if not `keep`."""
+    at = some.zero(x)
+    if not keep:
+        at.zero_()
     if some.bias_rate is not None:  # U = V = 0 is stationary, so that L-BFGS moves the bias alone
         solver = load(SOLVERS, "lbfgs", "method")()
         state = solver.init(some, at)
@@ -396,9 +430,7 @@ def settle(objective: Objective, end: dict[str, Tensor]) -> Tensor:
                 break
             state = solver.step(some, state)
         at = torch.where(torch.isfinite(state.x).all(1, keepdim=True), state.x, at)
-    x[index] = at
-    end["residual"][index] = some.gradient(at).norm(dim=1)
-    return x
+    return at
 
 
 # --- the way back ------------------------------------------------------------------------------------------------
