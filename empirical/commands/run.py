@@ -224,7 +224,7 @@ class Request:
                 together=together,
             )
         code = print_outcomes(self.study, outcomes, self.varied, [job.experiment for job in jobs], as_json)
-        if not as_json:
+        if not as_json and any(outcome.result.get("final") for outcome in outcomes):
             say(f"written to {target}; see 'compare plot nc {shlex.quote(str(target))} -o nc.pdf'")
         return code
 

@@ -267,6 +267,20 @@ def test_a_second_writer_and_damaged_checkpoints_are_exit_1(empirical, tmp_path)
     assert code == 1 and "no checkpoint can be read" in err and "safetensors" in err and "Traceback" not in err
 
 
+def test_what_was_written_is_said_only_where_there_are_rows(empirical, tmp_path):
+    words = ("run", "collapse", *TINY, "--workers", "1")
+    code, _, err = empirical(*words)
+    assert code == 0 and "written to runs/collapse/" in err
+    (setting,) = find_runs([tmp_path / "runs"])
+    opened = record.Run.open(setting / "seed-0")
+    (setting / "seed-0" / "done").unlink()
+    with record.Run.create(tmp_path / "runs", "collapse", opened.name, opened.config, seed=0):
+        code, _, err = empirical(*words)
+        assert code == 1 and "is being written by process" in err and "written to" not in err
+        code, _, err = empirical(*words, "--seeds", "0:2")  # the other seed has rows
+    assert code == 1 and "written to runs/collapse/" in err
+
+
 def test_no_space_is_one_line(empirical, tmp_path, monkeypatch):
     from empirical import checkpoint
 
