@@ -20,6 +20,15 @@ TENSORS = "tensors.safetensors"
 SHARES = {"nc1_pinv_strong": "test/strong", "nc1_pinv_weak": "test/weak"}
 
 
+# Shares of the samples of a split, each of which counts or does not. The rest of the names with "error" are no counts.
+COUNTED = ("error", "ncc_error", "ncc_error_between", "nc4_disagreement", "fine_ncc_error")
+
+
+def is_count(measure: str) -> bool:
+    """Whether a measure is a share of the samples of its split: errors, disagreements, a probe's accuracy."""
+    return measure in COUNTED or measure.startswith("probe_")
+
+
 def arrays_of(folder: str) -> dict[str, np.ndarray]:
     """Return the arrays of one seed's folder; {} where it kept none or they are damaged (its interval is then of seeds alone)."""
     try:
@@ -47,7 +56,7 @@ def seed_folder(cell: Cell, seed: int) -> str:
 def sample_error(cell: Cell | None, seed: int, quantity: Quantity, value: float) -> float:
     """Return the standard error of a test value over the points of its test sample; 0 where the run kept no single points.
 
-    NC1 about the train means is a mean over points: bootstrapped. A share of errors: binomial, from the number of points.
+    NC1 about the train means is a mean over points: bootstrapped. A share of the points: binomial, from their number.
     Only the last epoch's points are kept.
     """
     if cell is None or quantity.split != "test" or quantity.epoch != "last":
@@ -56,7 +65,7 @@ def sample_error(cell: Cell | None, seed: int, quantity: Quantity, value: float)
     if quantity.measure in SHARES:
         sample = arrays_of(folder).get(f"{quantity.layer}/{SHARES[quantity.measure]}")
         return size * statistics.bootstrap_error(sample) if sample is not None and len(sample) > 1 else 0.0
-    if quantity.measure in ("error", "ncc_error", "ncc_error_between") or quantity.measure.startswith("probe_"):
+    if is_count(quantity.measure):
         number = sample_size(cell, (seed,))
         return size * statistics.proportion_error(value / size, number) if number and size else 0.0
     return 0.0

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from compare import statistics
+from compare import points, statistics
+from compare.papers import Quantity
 from compare.rows import Table
 from ufm.console import format_number, plain, safe_text
 from ufm.errors import RequestError
@@ -24,6 +25,7 @@ FORMATS = ("text", "latex", "csv", "markdown", "json")
 GROUP = ("cell", "split", "layer", "centres", "measure")
 _MEAN = ("mean", "low", "high", "seeds")
 COLUMNS = ("cell", "epoch", *GROUP[1:], *_MEAN, "average", "predicted", "assumption")
+MOST_CELLS = 200  # trainings whose single test points are read for one table
 SHOWN = ("penultimate", "network")  # layers that are shown unless others are asked for
 
 
@@ -61,8 +63,10 @@ def numbers(
 ) -> list[dict[str, Any]]:
     """Return one row per (cell, split, layer, centres, measure): mean over seeds with a Student-t interval.
 
-    Positive quantities other than shares of errors get the geometric mean and the interval of the log; the column `average`
-    says which mean it is. A positive prediction is averaged as its measurement is, so that an exact identity stays exact.
+    On test the interval joins the sampling error of the test points where it is known, as verdicts do (`mean_over_seeds`): for
+    shares (errors, disagreements, accuracies), and for test NC1 about the train means of each seed's last epoch.
+    Positive quantities other than shares get the geometric mean and the interval of the log; the column `average` says which
+    mean it is. A share's interval is cut at 0 and 1. A positive prediction is averaged as its measurement is, so that an exact identity stays exact.
 
     Args:
         epochs: "last" (of each seed; `epoch` is then None where they differ), "all", or numbers: one row for each.
@@ -75,7 +79,8 @@ def numbers(
     if measures:
         some = some.where(measure=list(measures))
     groups = some.groups(*GROUP) if epochs == "last" else some.groups(*GROUP, "epoch")
-    columns = {name: some[name] for name in (*GROUP, "epoch", "value", "predicted", "assumption")}
+    columns = {name: some[name] for name in (*GROUP, "seed", "epoch", "value", "predicted", "assumption")}
+    errors = _sample_errors(table, columns)
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     rows = []
@@ -83,20 +88,40 @@ def numbers(
         row: dict[str, Any] = {name: columns[name][indices[0]] for name in GROUP}
         at = {int(e) for e in columns["epoch"][indices]}
         row["epoch"] = at.pop() if len(at) == 1 and at != {-1} else None
-        row |= _summary(columns["value"][indices], row["measure"], level)
+        row |= _summary(columns["value"][indices], row["measure"], level, errors[indices])
         row["predicted"] = _expected(columns["predicted"][indices], columns["value"][indices], row["average"])
         row["assumption"] = columns["assumption"][indices[0]]
         rows.append(row)
     return sorted(rows, key=lambda r: (r["cell"], r["layer"], r["measure"], r["split"], r["centres"], r["epoch"] or 0))
 
 
-def _summary(values: np.ndarray, measure: str, level: float) -> dict[str, Any]:
-    finite = values[np.isfinite(values)]
+def _sample_errors(table: Table, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """Return (rows,) the standard error of each value over the points of its test sample, 0 where it is not known."""
+    errors = np.zeros(len(columns["value"]))
+    ends: dict[tuple[str, int], int] = {}
+    if len(table.cells) <= MOST_CELLS:  # only the last epoch's single points are kept
+        last = table.last()
+        ends = dict(zip(zip(last["cell"], last["seed"].tolist(), strict=True), last["epoch"].tolist(), strict=True))
+    for i in np.flatnonzero((columns["split"] == "test") & np.isfinite(columns["value"])):
+        measure, cell, seed = columns["measure"][i], columns["cell"][i], int(columns["seed"][i])
+        at_end = measure in points.SHARES and ends.get((cell, seed)) == columns["epoch"][i]
+        if at_end or points.is_count(measure):
+            of = Quantity(measure, "test", columns["layer"][i], columns["centres"][i])
+            errors[i] = points.sample_error(table.cells.get(cell), seed, of, float(columns["value"][i]))
+    return errors
+
+
+def _summary(values: np.ndarray, measure: str, level: float, errors: np.ndarray) -> dict[str, Any]:
+    there = np.isfinite(values)
+    finite, errors = values[there], errors[there]
     if not len(finite):
         return {"mean": math.nan, "low": math.nan, "high": math.nan, "seeds": 0, "average": ""}
-    log = bool(np.all(finite > 0)) and "error" not in measure
-    mean = statistics.mean_over_seeds(finite.tolist(), log=log)
+    share = points.is_count(measure) or "error" in measure
+    log = bool(np.all(finite > 0)) and not share
+    mean = statistics.mean_over_seeds(finite.tolist(), log=log, test_errors=errors.tolist())
     low, high = mean.interval(level) if len(finite) > 1 else (math.nan, math.nan)
+    if share:  # a bound on an error (by Cantelli, by the union) may itself lie above 1
+        low, high = max(low, 0.0), min(high, max(1.0, float(finite.max())))
     return {
         "mean": mean.estimate,
         "low": low,

@@ -46,9 +46,8 @@ def command(runs: tuple[str, ...], as_json: bool) -> None:
 
 
 def _print_cell(name: str, made: list) -> None:
-    from compare.calibrate import QUANTITIES, explain
-
     from compare import statistics
+    from compare.calibrate import QUANTITIES, explain
 
     click.echo(safe_text(name))
     found = [one for one in made if one.applies]

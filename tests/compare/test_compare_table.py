@@ -142,3 +142,46 @@ def test_an_epoch_that_is_no_number_is_refused(tmp_path, given):
 
     with pytest.raises(RequestError, match="--epoch"):
         command.callback((str(tmp_path),), "text", False, None, None, given, None, False)
+
+
+def test_the_interval_of_a_test_error_joins_its_sample(tmp_path):
+    folder = write_training(tmp_path, tensors={"test/labels": np.zeros(797, dtype=np.int64)})
+    row, train = (
+        next(r for r in tables.numbers(load(folder)) if (r["measure"], r["split"]) == wanted)
+        for wanted in (("ncc_error", "test"), ("nc1_pinv", "train"))
+    )
+    # By hand: every seed's error is 0.01 of the same 797 images, so that all that is uncertain is which images they
+    # are; t has four degrees of freedom, since five equal numbers do not show that the seeds' spread is 0.
+    adjusted = (0.01 * 797 + 2) / 801
+    half = stats.t.ppf(0.975, 4) * math.sqrt(adjusted * (1 - adjusted) / 801)
+    assert row["mean"] == pytest.approx(0.01) and row["seeds"] == 5 and row["average"] == "arithmetic"
+    assert row["high"] == pytest.approx(0.01 + half)
+    assert 0 <= row["low"] < 0.01 and train["average"] == "geometric"
+
+
+def test_a_test_error_of_any_epoch_has_its_sample_and_nc1_that_of_the_last(tmp_path):
+    share = np.zeros(60)
+    share[:2] = 0.9
+    tensors = {"test/labels": np.zeros(60, dtype=np.int64), "penultimate/test/strong": share}
+    plain, joined = (
+        {
+            (r["measure"], r["epoch"]): r
+            for r in tables.numbers(load(folder), measures=["ncc_error", "nc1_pinv_strong"], epochs="all")
+        }
+        for folder in (write_training(tmp_path / "plain"), write_training(tmp_path / "kept", tensors=tensors))
+    )
+
+    def width(row):
+        return row["high"] - row["low"]
+
+    wider = {key for key in plain if width(joined[key]) > 1.01 * width(plain[key])}
+    assert wider == {("nc1_pinv_strong", 100), *(("ncc_error", epoch) for epoch in (0, 1, 10, 100))}
+
+
+@pytest.mark.parametrize("measure", ["ncc_error", "nc4_disagreement", "probe_raw"])
+def test_a_share_has_an_arithmetic_mean_and_an_interval_between_0_and_1(measure):
+    low = tables.numbers(rows_for([0.001, 0.0001, 0.004], measure))[0]
+    high = tables.numbers(rows_for([0.999, 0.9999, 0.996], measure))[0]
+    assert low["average"] == high["average"] == "arithmetic" and low["low"] == 0.0 and high["high"] == 1.0
+    assert low["mean"] == pytest.approx(0.0017) and low["high"] > 0.0017
+    assert math.isnan(tables.numbers(rows_for([0.001], measure))[0]["low"])
