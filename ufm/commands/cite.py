@@ -170,12 +170,13 @@ def method_of(system: str, row: Mapping[str, Any]) -> str | None:
 def predictions_of(system: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what a cell was held against, one record each: name, status, assumptions, reference, tolerance."""
     prediction = row.get("prediction")
-    if isinstance(prediction, Mapping):
-        stands = prediction.get("applies") and isinstance(prediction.get("reference"), str)
-        return [{name: prediction.get(name) for name in TOLD}] if stands else []
+    if isinstance(prediction, Mapping) and not (prediction.get("applies") and isinstance(prediction.get("reference"), str)):
+        return []
+    if system == "deep":  # beside every known structure, not only the lowest
+        return _structures(row)
     if system == "flow":
         return _law(row)
-    return _structures(row) if system == "deep" else []
+    return [{name: prediction.get(name) for name in TOLD}] if isinstance(prediction, Mapping) else []
 
 
 def _law(row: Mapping[str, Any]) -> list[dict[str, Any]]:
