@@ -17,6 +17,8 @@ from ufm.errors import RequestError
 from ufm.solvers import runge_kutta
 from ufm.theory import dynamics
 
+DRIFT = 1e-6  # |Sigma_W - I| from which on a path has left its manifold; it is some 1e-14 where nothing went wrong
+
 
 @dataclass(frozen=True, eq=False)
 class CentralPath:
@@ -34,6 +36,12 @@ class CentralPath:
     nc1: np.ndarray
     evaluations: int
     finished: bool
+    limited: bool  # ran out of steps
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the simulation left {Sigma_W = I}: its values are then not those of the flow."""
+        return not bool(np.nan_to_num(self.covariance_drift).max() <= DRIFT)
 
 
 def central_path(
@@ -69,7 +77,12 @@ def central_path(
     def velocity(x: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         return _velocity(x.view(dim, total), labels, classes, renormalised).reshape(1, -1)
 
-    path = runge_kutta.integrate(velocity, start.reshape(1, -1), grid[None], rtol=rtol, atol=1e-2 * rtol, stop=stop)
+    def retract(x: torch.Tensor) -> torch.Tensor:
+        return _retracted(x.view(dim, total), labels, classes, renormalised).reshape(1, -1)
+
+    path = runge_kutta.integrate(
+        velocity, start.reshape(1, -1), grid[None], rtol=rtol, atol=1e-2 * rtol, stop=stop, retract=retract
+    )
     rows = [_describe(state.view(dim, total), labels, classes) for state in path.states[0]]
     values = np.stack([r[0] for r in rows])
     times = grid.numpy()
@@ -82,6 +95,7 @@ def central_path(
         nc1=np.array([r[2] for r in rows]),
         evaluations=int(path.evaluations[0]),
         finished=bool(path.finished[0]),
+        limited=bool(path.limited[0]),
     )
 
 
@@ -120,9 +134,20 @@ def _velocity(h: torch.Tensor, labels: torch.Tensor, classes: int, renormalised:
         # Sigma_W^(-1/2) (h + dt step) for Sigma_W = I: subtract half of Sigma_W' from the left, means included.
         drift = (deviation_step @ deviations.T + deviations @ deviation_step.T) / total
         return step - 0.5 * drift @ h
-    # Normal space of {Sigma_W = I} at E: {B E, B symmetric}; with E E' = N I the projection is explicit.
-    normal = (deviation_step @ deviations.T + deviations @ deviation_step.T) / (2 * total)
+    # Normal space of {Sigma_W = C} at E: {B E, B symmetric}, and B C + C B = Sigma_W' asks for B. With C = I it would be
+    # half of Sigma_W', but then an error D of C obeys D' = -(B D + D B), which grows wherever B is negative.
+    size, frame = torch.linalg.eigh(deviations @ deviations.T / total)
+    drift = frame.T @ (deviation_step @ deviations.T + deviations @ deviation_step.T) @ frame / total
+    normal = frame @ (drift / (size[:, None] + size)) @ frame.T
     return mean_step[:, labels] + deviation_step - normal @ deviations
+
+
+def _retracted(h: torch.Tensor, labels: torch.Tensor, classes: int, renormalised: bool) -> torch.Tensor:
+    """Return the features with Sigma_W^(-1/2) before their deviations (renormalised: before all of them)."""
+    means, deviations = _split(h, labels, classes)
+    size, frame = torch.linalg.eigh(deviations @ deviations.T / h.shape[1])
+    root = (frame / size.sqrt()) @ frame.T
+    return root @ h if renormalised else means[:, labels] + root @ deviations
 
 
 def _describe(h: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[np.ndarray, float, float]:

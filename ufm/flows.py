@@ -49,6 +49,7 @@ class Trajectory:
     law: str = ""
     evaluations: int = 0
     finished: bool = True
+    limited: bool = False  # ran out of steps while still finite
     seed: int = 0
     notes: tuple[str, ...] = field(default_factory=tuple)
 
@@ -204,6 +205,7 @@ class RawPath:
     b: np.ndarray
     evaluations: int
     finished: bool
+    limited: bool
 
 
 def _run_group(
@@ -231,9 +233,8 @@ def _run_group(
     result = []
     for i, (rows, columns) in enumerate(ways_back):
         w, h, b = (part.numpy() for part in system.split(path.states[i]))
-        result.append(
-            RawPath(grid[i].numpy(), w @ rows.T, rows @ h @ columns.T, b, int(path.evaluations[i]), bool(path.finished[i]))
-        )
+        ended = int(path.evaluations[i]), bool(path.finished[i]), bool(path.limited[i])
+        result.append(RawPath(grid[i].numpy(), w @ rows.T, rows @ h @ columns.T, b, *ended))
     return result
 
 
@@ -311,7 +312,8 @@ def _descend(
             if not bool(torch.isfinite(x).all()) or stop():
                 break
     finished = torch.isfinite(states[:, -1]).all(1)
-    return runge_kutta.Path(times, states, torch.full((len(x),), int(due[-1])), finished)
+    limited = torch.zeros(len(x), dtype=torch.bool)
+    return runge_kutta.Path(times, states, torch.full((len(x),), int(due[-1])), finished, limited)
 
 
 # --- what a path shows -------------------------------------------------------------------------------------------
@@ -319,7 +321,8 @@ def _descend(
 
 def _describe(problem: Problem, init: str, scale: float, seed: int, path: RawPath) -> Trajectory:
     modes, predicted, law = _closed_form(problem, init, path)
-    notes = () if path.finished else ("the path ended early: the step fell below rounding or the state became non-finite",)
+    early = "it ran out of steps" if path.limited else "the step fell below rounding or the state became non-finite"
+    notes = () if path.finished else (f"the path ended early: {early}",)
     if problem.lambda_h == 0 and init == "random":
         notes += ("no penalty: collapse stays as loose as the start, Tr S_W / Tr S_B ~ c init_scale^2",)
     return Trajectory(
@@ -335,6 +338,7 @@ def _describe(problem: Problem, init: str, scale: float, seed: int, path: RawPat
         law=law,
         evaluations=path.evaluations,
         finished=path.finished,
+        limited=path.limited,
         seed=seed,
         notes=notes,
     )

@@ -17,17 +17,19 @@ class Status(str, enum.Enum):
 
     CONVERGED = "converged"
     ZERO = "the zero solution is optimal here"
+    AT_ZERO = "ended at the zero solution, which is stationary and not proven optimal here"
     CERTIFIED = "converged: the duality gap is closed, the gradient is at its rounding error or slow"
     ARRIVED = "reached its last time"
     STEP_LIMIT = "stopped at the step limit"
     STALLED = "stopped: no further decrease at this precision"
     DIVERGED = "diverged: the loss became non-finite"
+    DRIFTED = "diverged: the path left its manifold"
     FAILED = "failed: the worker was lost"
 
     @property
     def ok(self) -> bool:
         """Whether the end point may be compared with a prediction."""
-        return self in (Status.CONVERGED, Status.ZERO, Status.CERTIFIED, Status.ARRIVED)
+        return self in (Status.CONVERGED, Status.ZERO, Status.AT_ZERO, Status.CERTIFIED, Status.ARRIVED)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Flows: the exact laws, conserved quantities, reductions against the full problem, and bad requests."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
@@ -7,6 +9,7 @@ from scipy.integrate import solve_ivp
 from ufm.central_path import central_path
 from ufm.flows import flow, flow_many, start
 from ufm.problem import Problem
+from ufm.solution import Status
 
 FREE_MSE = Problem(classes=4, dim=16, counts=10, loss="mse", lambda_w=0.0, lambda_h=0.0, bias="free")
 
@@ -125,6 +128,22 @@ def test_central_path(renormalised):
     assert path.covariance_drift.max() < 1e-8
     # Modes equalise: the simplex.
     assert np.ptp(path.singular_values[-1]) / path.singular_values[-1].mean() < 0.01
+
+
+@pytest.mark.parametrize("renormalised", [False, True])
+def test_a_long_central_path_stays_on_its_manifold(renormalised):
+    """At t = 1e5 a rounding error of Sigma_W would have grown by many orders, were nothing to hold it."""
+    path = central_path(4, 10, 16, signal=0.1, t_end=1e5, renormalised=renormalised, rtol=1e-8)
+    assert path.finished and not path.drifted
+    assert path.covariance_drift.max() < 1e-12
+    np.testing.assert_allclose(path.singular_values, path.predicted, rtol=1e-5)
+
+
+def test_a_path_that_left_its_manifold_is_no_success():
+    path = central_path(3, 5, 4, t_end=10, points=5)
+    off = dataclasses.replace(path, covariance_drift=path.covariance_drift + np.array([0, 0, 0, 0, 1e-3]))
+    assert off.drifted and not path.drifted
+    assert not Status.DRIFTED.ok
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,14 @@ class Path:
     """States on the asked times.
 
     times: (B, T); states: (B, T, P), nan after a cell stopped; evaluations: (B,) calls of the flow per cell;
-    finished: (B,) whether the cell reached its last time.
+    finished: (B,) whether the cell reached its last time; limited: (B,) whether it ran out of steps while still finite.
     """
 
     times: torch.Tensor
     states: torch.Tensor
     evaluations: torch.Tensor
     finished: torch.Tensor
+    limited: torch.Tensor
 
 
 def integrate(
@@ -61,6 +62,7 @@ def integrate(
     atol: float = 1e-9,
     max_steps: int = 100_000,
     stop: Callable[[], bool] = lambda: False,
+    retract: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Path:
     """Integrate dx/dt = flow(x, cells) from `start` (B, P) at times[:, 0] to times[:, -1].
 
@@ -70,6 +72,7 @@ def integrate(
         times: (B, T) increasing in each row.
         rtol, atol: local error per step, in the root mean square over the P entries.
         max_steps: per cell; a cell that needs more is left unfinished, with nan states from there on.
+        retract: maps states (b, P) back to the manifold that the flow is tangent to, after every step.
     """
     cells = torch.arange(len(start), device=start.device)
     states = torch.full((*times.shape, start.shape[1]), float("nan"), dtype=start.dtype, device=start.device)
@@ -93,12 +96,18 @@ def integrate(
         _write_outputs(states, times, next_output, cells, accepted, t, step, x, arrived, slopes)
         t = torch.where(accepted, t + step, t)
         x[accepted], slope = arrived[accepted], torch.where(accepted[:, None], slopes[6], slope)
+        if retract is not None and bool(accepted.any()):
+            x[accepted] = retract(arrived[accepted])
+            slope = torch.where(accepted[:, None], flow(x, cells), slope)
+            evaluations[cells] += 1
         factor = (SAFETY * ratio.nan_to_num(1e10, posinf=1e10).clamp_min(1e-10) ** -0.2).clamp(SHRINK, GROW)
         step = step * torch.where(accepted, factor, factor.clamp_max(0.9))
         keep = (next_output[cells] < times.shape[1]) & (step > 1e-14 * (1 + t))
         if not bool(keep.all()):
             cells, x, t, slope, step = cells[keep], x[keep], t[keep], slope[keep], step[keep]
-    return Path(times, states, evaluations, next_output == times.shape[1])
+    limited = torch.zeros_like(next_output, dtype=torch.bool)
+    limited[cells] = torch.isfinite(x).all(1)
+    return Path(times, states, evaluations, next_output == times.shape[1], limited)
 
 
 def _first_step(x: torch.Tensor, slope: torch.Tensor, times: torch.Tensor, rtol: float, atol: float) -> torch.Tensor:

@@ -60,9 +60,13 @@ def simulate(tasks: Sequence[Task], device: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _status(finished: bool, limited: bool) -> Status:
+    return Status.ARRIVED if finished else Status.STEP_LIMIT if limited else Status.DIVERGED
+
+
 def _row(path: Any, keep: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "status": (Status.ARRIVED if path.finished else Status.DIVERGED).value,
+        "status": _status(path.finished, path.limited).value,
         "loss": float(path.loss[-1]),
         "law": path.law,
         "law_error": float(np.abs(path.modes - path.predicted).max()) if path.law else None,
@@ -122,7 +126,7 @@ def _central_row(spec: Flow, seed: int) -> dict[str, Any]:
         )
     }
     row: dict[str, Any] = {
-        "status": (Status.ARRIVED if path.finished else Status.DIVERGED).value,
+        "status": (Status.DRIFTED if path.drifted else _status(path.finished, path.limited)).value,
         "loss": None,
         "law": "han2021-renormalised" if spec.renormalised else "han2021",
         "law_error": float(np.abs(path.singular_values - path.predicted).max()),
