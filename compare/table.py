@@ -66,7 +66,8 @@ def numbers(
     On test the interval joins the sampling error of the test points where it is known, as verdicts do (`mean_over_seeds`): for
     shares (errors, disagreements, accuracies), and for test NC1 about the train means of each seed's last epoch.
     Positive quantities other than shares get the geometric mean and the interval of the log; the column `average` says which
-    mean it is. A share's interval is cut at 0 and 1. A positive prediction is averaged as its measurement is, so that an exact identity stays exact.
+    mean it is. A share's interval is cut at 0 and 1. A positive prediction is averaged as its measurement is, so that an exact
+    identity stays exact.
 
     Args:
         epochs: "last" (of each seed; `epoch` is then None where they differ), "all", or numbers: one row for each.

@@ -15,7 +15,7 @@ FORMATS = ("text", "latex", "csv", "markdown", "json")
     help="Print the numbers of runs: mean and 95 % interval over seeds, beside the prediction. Unless --layer or --epoch say "
     "otherwise: the last epoch of the classifier's input (penultimate) and of the network as a whole, in every format. "
     "The interval is Student's t over seeds, joined on test with the sampling error of the test points (shares; NC1 about the "
-    "train means at the last epoch), so that more seeds on one test set do not shrink it to nothing; a share's is cut at 0 and 1.",
+    "train means at the last epoch), which more seeds on one test set do not shrink; a share's is cut at 0 and 1.",
     epilog=examples(
         ("compare table runs/collapse/digits-mlp-* --format latex --measure nc1_pinv,ncc_error", "2 s"),
         ("compare table runs/ --layer all --epoch all --format csv -o all.csv", "5 s"),

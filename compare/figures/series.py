@@ -285,13 +285,25 @@ def _count(value: Any) -> float:
     return float(value) if isinstance(value, int) and value > 0 else np.nan
 
 
+def clause(text: str, most: int = 80) -> str:
+    """Return a text that fits, or its beginning up to the end of a clause (failing that, of a word) with an ellipsis."""
+    if len(text) <= most:
+        return text
+    head = text[: most - 3]
+    ends = [head.rfind(mark) for mark in ("; ", ": ", ", ", ". ", " (")]
+    at = max(ends)
+    if at < most // 4:  # nothing but a word or two would be left
+        at = head.rfind(" ")
+    return (head[:at] if at > 0 else head).rstrip(" ;:,.(") + " ..."
+
+
 def excluded_note(table: Mapping[str, Any]) -> tuple[str, ...]:
     """Return a sentence that lists the runs which are not in the table, or nothing."""
     left_out = getattr(table, "excluded", ())
     if not left_out:
         return ()
     names = [
-        f"{safe_text(e.cell)[:40]}" + (f" seed {e.seed}" if e.seed >= 0 else "") + f" ({safe_text(e.reason)[:80]})"
+        f"{safe_text(e.cell)[:40]}" + (f" seed {e.seed}" if e.seed >= 0 else "") + f" ({clause(safe_text(e.reason))})"
         for e in left_out
     ]
     more = f", and {len(names) - 8} more" if len(names) > 8 else ""

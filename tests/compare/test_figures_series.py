@@ -4,7 +4,7 @@ from scipy import stats
 
 from compare.figures.axes import LogAxis, decades, in_rows, tick_labels
 from compare.figures.layers import chosen_epochs, fit_cascade, with_depth
-from compare.figures.series import Curve, Measured, curve, log_interval, rate_interval
+from compare.figures.series import Curve, Measured, clause, curve, log_interval, rate_interval
 
 
 def rows(values, seeds=None, epochs=None, flags=None):
@@ -125,3 +125,23 @@ def test_the_spread_of_rho_is_over_seeds():
 def test_four_epochs_from_first_to_last():
     assert chosen_epochs([0, 1, 2, 5, 10, 20, 50, 100]) == [0, 5, 20, 100]
     assert chosen_epochs([3, 1]) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("unfinished: no `done` marker", "unfinished: no `done` marker"),
+        (
+            "unfinished: no `done` marker; `empirical resume` continues it from the last state that was kept on disk",
+            "unfinished: no `done` marker ...",
+        ),
+        ("the training ended before its first measurement " + 10 * "because of that ", None),
+        ("x" * 200, "x" * 77 + " ..."),
+    ],
+)
+def test_a_reason_that_is_too_long_ends_with_a_clause(text, shown):
+    found = clause(text)
+    assert len(found) <= 81 and (shown is None or found == shown)
+    if found != text and " " in text:
+        kept = found.removesuffix(" ...")
+        assert found.endswith(" ...") and text.startswith(kept) and text[len(kept)] in " ;:,.("
