@@ -114,6 +114,12 @@ def solve_many(
     names = [method_for(p, method) for p in problems]
     out: list[Solution | None] = [None] * len(problems)
     for members in _groups(problems, names):
+        if names[members[0]] not in SOLVERS:  # "signs": nothing to iterate
+            whole = load(METHODS, names[members[0]], "method")
+            solved = whole([problems[i] for i in members], [seeds[i] for i in members], tol=tol, device=device)
+            for i, solution in zip(members, solved, strict=True):
+                out[i] = solution
+            continue
         for chunk in _chunks(members, problems):
             solver = load(SOLVERS, names[chunk[0]], "method")()
             run = Run(names[chunk[0]], solver, steps or STEPS, tol, device)
@@ -167,6 +173,10 @@ def method_for(problem: Problem, method: str) -> str:
         raise RequestError("lambda_w * lambda_h is 0: there is no optimum to find; use positive values, or method='gd'")
     if problem.constraint == "ball" and problem.features == "nonnegative":
         raise RequestError("constraint='ball' with features='nonnegative' is not solved; use constraint='ridge'")
+    if problem.constraint == "sphere" and problem.dim == 1:
+        if method != "auto":
+            raise RequestError(f"method {method!r} follows gradients, and unit vectors of dim=1 are signs; use method='auto'")
+        return "signs"
     nonnegative = problem.features == "nonnegative"
     if method == "auto":
         if nonnegative:

@@ -63,6 +63,11 @@ METHODS = {
     "scipy": Entry(
         "ufm.solvers.scipy:solve_scipy", "SciPy's L-BFGS-B on the reduced problem: a cross-check", "ridge problems", "byrd1995"
     ),
+    "signs": Entry(
+        "ufm.solvers.signs:solve_signs",
+        "the best of all signs, where unit vectors have one dimension",
+        "constraint='sphere', d = 1",
+    ),
     "exact": Entry("ufm.solvers.exact:solve_exact", "the closed form, where one applies", "see ufm.predict"),
 }
 
