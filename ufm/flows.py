@@ -18,6 +18,7 @@ import torch
 
 from ufm import seeds
 from ufm.errors import RequestError
+from ufm.flow_starts import check_start
 from ufm.problem import Problem
 from ufm.solvers import runge_kutta
 from ufm.tables import suggest
@@ -152,11 +153,7 @@ def _check_request(
             raise RequestError("the flow takes loss ce or mse, depth 1, ridge penalties, free features and one-hot labels")
         if p.logit_scale or p.logit_offset or p.class_weights:
             raise RequestError("the flow takes no logit adjustment or class weights; drop them")
-        if init == "subspace" and not (p.loss == "mse" and p.bias == "free" and p.balanced and p.dim >= p.classes - 1):
-            raise RequestError("init subspace needs loss mse, bias free, equal counts and dim >= classes - 1; use init random")
-        aligned = (p.loss == "mse" and p.bias == "none" and p.dim >= p.classes) or (p.loss == "ce" and p.balanced)
-        if init == "aligned" and not (aligned and p.dim >= p.classes):
-            raise RequestError("init aligned needs dim >= classes and mse without bias, or balanced ce; use init random")
+        check_start(p, init)
 
 
 # --- starts ------------------------------------------------------------------------------------------------------

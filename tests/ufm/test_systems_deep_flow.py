@@ -35,6 +35,25 @@ def test_the_deep_table_fits_a_hundred_columns(capsys, tmp_path):
     assert max(map(len, lines[:5])) <= 100
 
 
+def test_a_row_at_zero_has_no_ranks_and_no_geometry():
+    rows = deep_run.simulate([Task(deep.Deep(init_scale=0.5), seed) for seed in range(2)], "cpu")
+    for row in rows:
+        assert row["structure"] == "zero" and row["status"].startswith("ended at the zero solution")
+        assert row["ranks"] == "0/0/0/0" and row["layer_ranks"] == [0] * 4 and row["balance"] is None
+        assert set(row["collapse"].values()) == {None} and "zero" in row["reasons"]["collapse"]
+        assert len(row["layers"]) == 4 and all(not any(layer["singular_values"]) for layer in row["layers"])
+        assert row["predicted"] == pytest.approx(0.1748, abs=1e-4) and row["lowest_known"] == "srg"
+
+
+def test_a_prediction_without_proof_is_marked_in_row_and_table(capsys, tmp_path):
+    options = ["--classes", "2,3", "--dim", "5", "--depth", "2", "--out", str(tmp_path)]
+    main(["simulate", "deep", *options], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert "*" not in lines[1] and lines[2].split()[2].endswith("*") and lines[3] == "* evidence only (multistart), not proven"
+    narrow = deep_run.simulate([Task(deep.Deep(classes=3, dim=2, depth=2), 0)], "cpu")[0]
+    assert narrow["predicted"] is None and not narrow["prediction"]["applies"] and "width 2 < 3" in narrow["prediction"]["reason"]
+
+
 def test_deep_mixed_cells_come_back_in_order():
     specs = [deep.Deep(classes=4, dim=5, depth=d, activation="linear", loss=loss) for d in (1, 2) for loss in ("mse", "ce")]
     rows = deep_run.simulate([Task(s, 0) for s in specs], "cpu")
@@ -80,11 +99,41 @@ def test_flow_rows_and_laws():
         (deep, deep.Deep(bias="ridge")),
         (flow, flow.Flow(init="central", counts=(3, 4, 5, 6))),
         (flow, flow.Flow(init="central", lambda_h=0.1)),
+        (flow, flow.Flow(init="central", bias="none")),
+        (flow, flow.Flow(init="central", method="gd")),
+        (flow, flow.Flow(init="central", dim=37)),
     ],
 )
 def test_wrong_cells_are_refused(module, spec):
     with pytest.raises(RequestError):
         module.check(spec)
+
+
+@pytest.mark.parametrize("init", flow.INITS)
+@pytest.mark.parametrize("loss", ["mse", "ce"])
+@pytest.mark.parametrize("counts", [None, (3, 4, 5, 6)])
+@pytest.mark.parametrize("bias", ["none", "free", "ridge"])
+def test_a_start_that_a_problem_does_not_have_is_refused_before_anything_runs(init, loss, counts, bias):
+    """What the check lets through arrives, and what it refuses is what has no such start."""
+    spec = flow.Flow(init=init, loss=loss, counts=counts, bias=bias, lambda_b=0.1 if bias == "ridge" else 0, t_end=1, points=3)
+    exists = {
+        "random": True,
+        "subspace": loss == "mse" and counts is None and bias == "free",
+        "aligned": bias == "none" if loss == "mse" else counts is None,
+        "central": loss == "mse" and counts is None and bias == "free",
+    }
+    if not exists[init]:
+        with pytest.raises(RequestError, match=f"init {init}"):
+            flow.check(spec)
+        return
+    flow.check(spec)
+    assert flow_run.simulate([Task(spec, 0)], "cpu")[0]["status"] == "reached its last time"
+
+
+def test_a_refused_start_writes_nothing(tmp_path):
+    with pytest.raises(RequestError, match="init subspace needs loss mse"):
+        main(["simulate", "flow", "--init", "subspace", "--loss", "ce", "--out", str(tmp_path / "out")], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_absurd_sizes_cost_nothing_to_check():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ufm.errors import RequestError
+from ufm.flow_starts import check_start
 from ufm.problem import BIASES, Problem
 from ufm.spec import option
 from ufm.systems import Cost, System
@@ -56,14 +57,24 @@ def problem_of(spec: Flow) -> Problem:
 def check(spec: Flow) -> Cost:
     """Return what a cell costs; RequestError when it is no valid problem."""
     total = float(sum(spec.counts)) if spec.counts is not None else float(spec.classes) * spec.per_class
-    if spec.init == "central" and (spec.loss != "mse" or spec.counts is not None or spec.lambda_w or spec.lambda_h):
-        raise RequestError("--init central is the flow of mse with equal counts and no penalty; drop --counts and the lambdas")
+    if spec.init == "central":
+        _check_central(spec)
     columns = spec.classes + min(spec.dim, total) if spec.loss == "mse" else total
     memory = 8.0 * ((spec.classes + total) * spec.dim * (spec.points + 20))
     steps = spec.t_end / spec.lr if spec.method != "flow" else 1000 + 2 * spec.t_end
     if memory < 2**40:
-        problem_of(spec)
+        check_start(problem_of(spec), spec.init)
     return Cost(seconds=steps * (4e-5 + 6 * spec.classes * spec.dim * columns / 4e9), memory=memory)
+
+
+def _check_central(spec: Flow) -> None:
+    if spec.loss != "mse" or spec.counts is not None or spec.lambda_w or spec.lambda_h:
+        raise RequestError("--init central is the flow of mse with equal counts and no penalty; drop --counts and the lambdas")
+    if spec.bias != "free" or spec.method != "flow":
+        raise RequestError("--init central is a flow with free bias; drop --bias and --method")
+    low, high = spec.classes - 1, spec.classes * (spec.per_class - 1)
+    if not low <= spec.dim <= high:
+        raise RequestError(f"--init central: dim {spec.dim} must lie in [K - 1, N - K] = [{low}, {high}]; change --dim")
 
 
 SYSTEM = System(
