@@ -20,6 +20,7 @@ from ufm.errors import RequestError
 from ufm.tables import suggest
 
 MAX_CELLS = 1_000_000  # a larger grid is a typing error, not a request
+MAX_INTEGER = 2**53  # from there on a number's text is not the number that was meant, and its powers leave float64
 MAX_FILE = 2**28  # bytes of a file named by an option
 MAX_TOML = 2**20
 
@@ -126,6 +127,8 @@ def _number(flag: str, value: Any, kind: str, meta: Mapping[str, Any]) -> float 
         raise RequestError(f"{flag} {_short(value)} is not {noun}; write for example {flag} {_example(meta, kind)}") from None
     if isinstance(value, bool) or not math.isfinite(number) or (kind == "int" and number != int(number)):
         raise RequestError(f"{flag} {_short(value)} is not {noun}; write for example {flag} {_example(meta, kind)}")
+    if kind == "int" and abs(number) > MAX_INTEGER:
+        raise RequestError(f"{flag} {_short(value)} is too large; integers go up to 2^53")
     low, high = meta["low"], meta["high"]
     if number < low or number > high or (meta["strict"] and number == low):
         least = "" if low == -math.inf else f"{'>' if meta['strict'] else '>='} {_bound(low)}"

@@ -260,3 +260,9 @@ def test_one_declaration_makes_the_flags():
     page = CliRunner().invoke(command, ["--help"]).output
     assert all(f"--{name}" in page for name in FIELD) and "a|b|ccc" in page and "[default: 0.5]" in page
     assert CliRunner().invoke(command, []).output == "{}\n"
+
+
+@pytest.mark.parametrize("text", ["1e300", "9" * 400, "90071992547409935"])
+def test_an_integer_beyond_two_to_the_53_is_refused(text):
+    with pytest.raises(RequestError, match="--count"):
+        resolve(Some, {"count": text})
