@@ -23,7 +23,16 @@ MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)  # 
 METRICS, MARKER = "metrics.jsonl", "done"
 MOST_THRESHOLDS = 8  # kept of one cell: a thousand classes may each have their own
 # A cell of a theory sweep that did not reach its optimum says nothing of the optimum: only these prefixes are compared.
-REACHED = ("converged", "the zero solution", "reached its last time", "ok", "done", "finished", "exact")
+REACHED = (
+    "converged",
+    "the zero solution",
+    "ended at the zero solution",
+    "reached its last time",
+    "ok",
+    "done",
+    "finished",
+    "exact",
+)
 
 
 def load(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Table:

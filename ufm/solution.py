@@ -17,7 +17,7 @@ class Status(str, enum.Enum):
 
     CONVERGED = "converged"
     ZERO = "the zero solution is optimal here"
-    AT_ZERO = "ended at the zero solution, which is stationary and not proven optimal here"
+    AT_ZERO = "ended at the zero solution: not proven optimal here"
     CERTIFIED = "converged: the duality gap is closed, the gradient is at its rounding error or slow"
     ARRIVED = "reached its last time"
     STEP_LIMIT = "stopped at the step limit"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ufm.errors import RequestError
+from ufm.prediction import Prediction
 from ufm.problem import Problem
 from ufm.solution import Solution, Status
 from ufm.solvers import balance, deep, kinks
@@ -156,6 +157,9 @@ def _solution(problem: Problem, end: End, *, method: str, steps: int, tol: float
     balanced = all(value <= match for value in end.balance.values())  # nan, at zero, is not
     settled = balanced and (end.residual <= 10 * tol or on_kinks)
     structure, status = classify(end.loss, ranks, _known_losses(problem), settled, float(output.norm()))
+    if structure == "zero":
+        ranks = (0,) * len(ranks)  # what is left is on its way to zero
+        status = Status.ZERO if _zero_is_optimal(problem) else status
     bias = end.bias - end.bias.mean() if problem.loss == "ce" else end.bias.clone()
     return Solution(
         problem=problem,
@@ -173,14 +177,23 @@ def _solution(problem: Problem, end: End, *, method: str, steps: int, tol: float
         layer_means=tuple(s.T.contiguous() for s in states),
         layer_ranks=ranks,
         structure=structure,
-        balance=None if status is Status.ZERO else end.balance,
+        balance=None if structure == "zero" else end.balance,
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _structures(problem: Problem) -> dict[str, Prediction]:
+    return deep_theory.structures(problem)
+
+
+def _zero_is_optimal(problem: Problem) -> bool:
+    return _structures(problem)["zero"].zero
 
 
 @functools.lru_cache(maxsize=1024)
 def _known_losses(problem: Problem) -> dict[str, float]:
     """Return structure name -> loss; a sweep asks for one problem once per seed."""
-    known = {name: q.loss for name, q in deep_theory.structures(problem).items()}
+    known = {name: q.loss for name, q in _structures(problem).items()}
     if "srg_flipped" in known and known["srg_flipped"] - known["srg"] <= LOSS_MATCH * known["srg"]:
         del known["srg_flipped"]  # six classes: the same loss and ranks as srg, up to the order of the neurons
     return known
@@ -201,8 +214,9 @@ def classify(
     """
     if not math.isfinite(loss):
         return "unconverged", Status.DIVERGED
-    if output_norm < 1e-4 and "zero" in known:
-        return "zero", Status.ZERO
+    zero = known.get("zero")
+    if zero is not None and output_norm < 1e-4 and abs(loss - zero) <= LOSS_MATCH * zero:
+        return "zero", Status.AT_ZERO  # whether zero is optimal is theory's to say
     near = {name: value for name, value in known.items() if name != "zero" and abs(loss - value) <= LOSS_MATCH * abs(value)}
     if near:
         # Equal losses (pairs and circle at K = 4): the number of directions decides.

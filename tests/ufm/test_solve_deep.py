@@ -13,6 +13,7 @@ from ufm.problem import Problem
 from ufm.solution import Status
 from ufm.solve_deep import classify, solve_deep
 from ufm.solvers import deep
+from ufm.theory import deep as theory
 from ufm.theory import deep_relu
 
 ROWS = json.loads((Path(__file__).parents[1] / "golden" / "deep_public.json").read_text())
@@ -123,7 +124,8 @@ def test_classification_is_right_on_each_kind():
     assert classify(0.17, (4, 10), known, True, 1.0)[0] == "below both"
     assert classify(0.19, (6, 10), known, True, 1.0)[0] == "other"
     assert classify(0.19, (6, 10), known, False, 1.0) == ("unconverged", Status.STEP_LIMIT)
-    assert classify(0.5, (0, 0), known, True, 0.0) == ("zero", Status.ZERO)
+    assert classify(0.5, (0, 0), known, True, 0.0) == ("zero", Status.AT_ZERO)
+    assert classify(0.45, (0, 0), known, False, 0.0) == ("unconverged", Status.STEP_LIMIT)
     assert classify(math.nan, (0,), known, True, 1.0) == ("unconverged", Status.DIVERGED)
 
 
@@ -159,3 +161,50 @@ def test_a_run_cut_short_is_called_unconverged():
     found = solve_deep([relu_problem(3, 3)] * 4, run_seeds=range(4), steps=300)
     assert [s.structure for s in found] == ["unconverged"] * 4
     assert all(s.status is Status.STEP_LIMIT for s in found)
+
+
+def test_zero_is_called_optimal_where_a_theorem_says_so_and_nowhere_else():
+    below = relu_problem(10, 4)  # deep neural collapse lies at .175, zero at .5
+    proven = relu_problem(2, 3).replace(lambda_w=0.3, lambda_h=0.3)
+    unproven = relu_problem(3, 3).replace(lambda_w=0.3, lambda_h=0.3)
+    for problem, status in ((below, Status.AT_ZERO), (proven, Status.ZERO), (unproven, Status.AT_ZERO)):
+        found = solve_deep([problem] * 2, run_seeds=range(2), init_scale=0.5)
+        assert [s.status for s in found] == [status] * 2 and status.ok
+        assert all(s.structure == "zero" and set(s.layer_ranks) == {0} and s.balance is None for s in found)
+        assert [s.loss for s in found] == pytest.approx([0.5] * 2, rel=1e-9)
+
+
+ENTROPY = -sum(share * math.log(share) for share in (6 / 16, 4 / 16, 4 / 16, 2 / 16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "loss"),
+    [
+        ({"loss": "ce"}, math.log(4)),
+        ({"loss": "ce", "counts": (6, 4, 4, 2), "bias": "free"}, ENTROPY),
+        ({"counts": (6, 4, 4, 2)}, 0.5),
+        ({"bias": "free"}, 0.375),
+        ({"activation": "linear", "bias": "ridge", "lambda_b": 1.0}, 0.5 - 0.125 / 2),
+    ],
+)
+def test_an_end_at_zero_is_known_for_every_loss_bias_and_count(changes, loss):
+    """log K or the entropy of the shares, (1 - sum of squared shares)/2, halved in its second term by lambda_b = 1."""
+    problem = relu_problem(4, 3).replace(dim=6, counts=4, lambda_w=0.5, lambda_h=0.5).replace(**changes)
+    found = solve_deep([problem])[0]
+    assert found.structure == "zero" and found.status is Status.AT_ZERO
+    assert found.loss == pytest.approx(loss, rel=1e-8)
+    assert theory.structures(problem)["zero"].loss == pytest.approx(loss, rel=1e-12)
+    assert not theory.predict(problem).applies
+
+
+def test_a_point_below_zero_above_the_threshold_of_deep_neural_collapse():
+    """K = 3, L = 4: the rank-2 point found at a small weight decay, followed to 1.003 of the threshold of collapse."""
+    problem = relu_problem(3, 4)
+    found = solve_deep([problem], run_seeds=[2], init_scale=0.7)[0]
+    assert found.structure == "below known" and min(found.layer_ranks) == 2
+    heavy = problem.replace(lambda_w=1.003 * 0.032067, lambda_h=1.003 * 0.032067)
+    parts = [*found.weights, found.H.T * math.sqrt(50), torch.zeros(3, dtype=torch.float64)]
+    x = torch.cat([p.reshape(-1) for p in parts])[None]
+    lowest = deep.adam(deep.Batch([heavy]), x, ((0.003, 2500),)).item()
+    assert list(theory.structures(heavy)) == ["zero"] and not theory.predict(heavy).zero
+    assert lowest == pytest.approx(0.47736, abs=2e-5)

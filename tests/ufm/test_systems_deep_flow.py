@@ -5,6 +5,7 @@ import pytest
 
 from ufm.cli import main
 from ufm.errors import RequestError
+from ufm.solvers import runge_kutta
 from ufm.systems import Task, deep, deep_run, flow, flow_run
 
 
@@ -134,6 +135,36 @@ def test_a_refused_start_writes_nothing(tmp_path):
     with pytest.raises(RequestError, match="init subspace needs loss mse"):
         main(["simulate", "flow", "--init", "subspace", "--loss", "ce", "--out", str(tmp_path / "out")], standalone_mode=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "gd"},
+        {"method": "momentum", "init": "subspace"},
+        {"method": "gd", "init": "aligned", "bias": "none"},
+        {"method": "gd", "loss": "ce", "lambda_w": 1.0, "lambda_h": 1.0},
+    ],
+)
+def test_descent_with_a_step_far_too_large_diverges_without_a_warning(options):
+    row = flow_run.simulate([Task(flow.Flow(lr=1e4, t_end=1e6, points=11, **options), 0)], "cpu")[0]
+    assert row["status"].startswith("diverged")
+
+
+def test_a_flow_that_runs_out_of_steps_did_not_diverge(monkeypatch):
+    whole = runge_kutta.integrate
+    monkeypatch.setattr(runge_kutta, "integrate", lambda *args, **options: whole(*args, **options, max_steps=20))
+    for init in ("random", "central"):
+        row = flow_run.simulate([Task(flow.Flow(init=init, t_end=1e300, points=5), 0)], "cpu")[0]
+        assert row["status"] == "stopped at the step limit"
+
+
+def test_too_many_points_and_too_many_steps_are_refused():
+    with pytest.raises(RequestError, match="points"):
+        main(["simulate", "flow", "--points", "1000000"], standalone_mode=False)
+    with pytest.raises(RequestError, match="steps, over 1e"):
+        flow.check(flow.Flow(method="gd", t_end=1e300))
+    assert flow.check(flow.Flow(points=50_000)).memory > 40_000 * flow.check(flow.Flow(points=2)).memory / 22
 
 
 def test_absurd_sizes_cost_nothing_to_check():

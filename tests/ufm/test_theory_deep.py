@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from ufm.prediction import DERIVED, EVIDENCE
 from ufm.problem import Problem
-from ufm.theory import deep_linear, deep_relu, deep_scalar
+from ufm.theory import deep, deep_linear, deep_relu, deep_scalar
 
 ROWS = json.loads((Path(__file__).parents[1] / "golden" / "deep_public.json").read_text())
 
@@ -171,3 +172,48 @@ def test_srg_is_stationary_in_the_last_layer_and_balanced():
 def test_structures_refuse_what_they_are_not_for(make):
     with pytest.raises(ValueError, match="needs"):
         make(10, 3, 4, 50, (0.004,) * 3, 0.004)
+
+
+def relu(classes, dim, depth, lam):
+    return Problem(classes, dim, 50, loss="mse", lambda_w=lam, lambda_h=lam, depth=depth, activation="relu")
+
+
+@pytest.mark.parametrize(("classes", "dim", "depth"), [(2, 1, 3), (4, 2, 3), (10, 9, 3)])
+def test_narrow_relu_layers_have_no_prediction(classes, dim, depth):
+    """Below K neurons the optimum is unknown: zero is listed with its loss, and a point below it is at hand."""
+    problem = relu(classes, dim, depth, 1e-3)
+    assert list(deep.structures(problem)) == ["zero"] and not deep.structures(problem)["zero"].zero
+    found = deep.predict(problem)
+    assert not found.applies and f"width {dim} < {classes}" in found.reason
+    # One neuron per layer, balanced, which fires for the first class alone and gives it the output 0.9.
+    size = (50 * 0.9**2) ** (0.5 / (depth + 1))
+    weights = tuple(np.zeros((dim if layer < depth - 1 else classes, dim)) for layer in range(depth))
+    means = np.zeros((dim, classes))
+    for w in weights:
+        w[0, 0] = size
+    means[0, 0] = size / math.sqrt(50)
+    loss = deep_relu.regularised_loss(weights, means, problem.layer_lambdas, 1e-3, 50.0)
+    assert loss == pytest.approx(0.5 * (0.01 + classes - 1) / classes + 0.5e-3 * (depth + 1) * size**2) and loss < 0.495
+
+
+@pytest.mark.parametrize(("classes", "depth"), [(3, 4), (4, 5)])
+def test_above_the_threshold_of_collapse_zero_is_lowest_known_and_not_optimal(classes, depth):
+    g = deep_scalar.critical(depth) / classes
+    lam = 1.003 * g / 50 ** (1 / (depth + 1))
+    problem = relu(classes, 30, depth, lam)
+    assert list(deep.structures(problem)) == ["zero"]
+    found = deep.predict(problem)
+    assert found.name == "zero" and found.loss == 0.5
+    assert found.status == EVIDENCE and not found.zero and deep.LOWEST_KNOWN in found.assumptions
+
+
+def test_where_zero_is_proven_optimal():
+    """Two ReLU classes, linear layers with MSE, one layer; deep linear cross-entropy is evidence."""
+    heavy = relu(2, 5, 3, 0.3)
+    for problem in (heavy, heavy.replace(activation="linear", classes=4, counts=50), heavy.replace(depth=1, lambda_w=0.5)):
+        found = deep.predict(problem)
+        assert found.name == "zero" and found.zero and found.status == DERIVED
+    linear = heavy.replace(activation="linear", loss="ce")
+    found = deep.predict(linear)
+    assert found.name == "zero" and not found.zero and found.status == EVIDENCE
+    assert deep.predict(relu(2, 5, 3, 0.004)).status == DERIVED and deep.predict(relu(3, 5, 3, 0.004)).status == EVIDENCE

@@ -53,13 +53,16 @@ def simulate(tasks: Sequence[Task], device: str) -> list[dict[str, Any]]:
 
 def _row(problem: Problem, solution: Solution, known: dict[str, Prediction]) -> dict[str, Any]:
     losses = {name: q.loss for name, q in known.items()}
-    lowest = min(losses, key=lambda name: losses[name]) if losses else None
+    lowest = min(losses, key=lambda name: losses[name])
+    found = theory.lowest(problem, known)
+    at_zero = solution.structure == "zero"
     row: dict[str, Any] = {
         "status": solution.status.value,
         "loss": solution.loss,
-        "predicted": losses[lowest] if lowest else None,
+        "predicted": found.loss if found.applies else None,
+        "prediction": _predicted(found),
         "lowest_known": lowest,
-        "lowest_known_loss": losses[lowest] if lowest else None,
+        "lowest_known_loss": losses[lowest],
         "structure": solution.structure,
         "structures": losses,
         "layer_ranks": list(solution.layer_ranks or ()),
@@ -67,14 +70,47 @@ def _row(problem: Problem, solution: Solution, known: dict[str, Prediction]) -> 
         "norm_balance": _finite(solution.balance),
         "gradient_norm": solution.gradient_norm,
         "iterations": solution.iterations,
-        **_collapse(problem, solution, known[lowest] if lowest else None),
-        "output": _output(problem, solution, known[lowest] if lowest else None),
+        "ranks": "/".join(map(str, solution.layer_ranks or ())),
+        **(_nothing(solution) if at_zero else _collapse(problem, solution, known[lowest])),
+        "output": _output(problem, solution, known[lowest]),
+        "reasons": {"collapse": "the zero solution has no geometry"} if at_zero else {},
     }
     if "dnc" in losses:
         row["over_dnc"] = solution.loss / losses["dnc"]
     if problem.loss == "mse" and problem.balanced and problem.bias == "none" and 0 < solution.loss < 0.5:
         row["effective_rank"] = effective_rank(solution.loss, problem.depth, float(problem.count_vector[0]), product(problem))
     return row
+
+
+def _predicted(found: Prediction) -> dict[str, Any]:
+    """Return what a row says of its prediction; the loss is that of the lowest known structure unless `status` says more."""
+    if not found.applies:
+        return {"applies": False, "reason": found.reason}
+    return {
+        "applies": True,
+        "structure": found.name,
+        "loss": found.loss,
+        "status": found.status,
+        "reference": found.reference,
+        "zero": found.zero,
+    }
+
+
+def _nothing(solution: Solution) -> dict[str, Any]:
+    """Return what `_collapse` says of the zero solution: no layer of it has a geometry."""
+    none = {"mean": None, "std": None}
+    sizes = [min(means.shape) for means in solution.layer_means or ()]
+    layers = [
+        {
+            "layer": f"H_{number}",
+            "singular_values": [0.0] * size,
+            "cosine_raw": none,
+            "cosine_centred": none,
+            **dict.fromkeys(("nc1", "nc2", "distance")),
+        }
+        for number, size in enumerate(sizes, 1)
+    ]
+    return {"layers": layers, "collapse": dict.fromkeys(("nc1", "nc2", "nc3", "distance"))}
 
 
 def _output(problem: Problem, solution: Solution, prediction: Prediction | None) -> dict[str, Any]:
@@ -97,7 +133,7 @@ def _finite(found: dict[str, float] | None) -> dict[str, float | None]:
 
 
 def _collapse(problem: Problem, solution: Solution, prediction: Prediction | None) -> dict[str, Any]:
-    """Return `layers`, per layer mean (H_1, then after each activation), `ranks`, and `collapse`: NC1 to NC3 of the last one.
+    """Return `layers`, per layer mean (H_1, then after each activation), and `collapse`: NC1 to NC3 of the last one.
 
     NC1 is 0 in every layer: at an optimum the samples of a class share their features. distance, per layer and the largest:
     singular values of the class means, each set over its root of squares, against those of the lowest known structure,
@@ -125,13 +161,12 @@ def _collapse(problem: Problem, solution: Solution, prediction: Prediction | Non
     centred = states[-1] - states[-1].mean(0)
     return {
         "layers": layers,
-        "ranks": "/".join(map(str, solution.layer_ranks or ())),
         "collapse": {**last, "nc3": _alignment(solution.W.cpu().numpy(), centred), "distance": max(known, default=None)},
     }
 
 
 def _expected_spectra(problem: Problem, prediction: Prediction | None, count: int) -> list[np.ndarray | None]:
-    if prediction is None or prediction.zero or prediction.weights is None:
+    if prediction is None or prediction.name == "zero" or prediction.weights is None:
         return [None] * count
     spectra = [np.linalg.svd(means, compute_uv=False) for means in class_means(problem, prediction)]
     return [None, *spectra[1:]] if problem.activation == "relu" else spectra

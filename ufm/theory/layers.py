@@ -70,7 +70,8 @@ class HeadPrediction:
 
     energy: lambda_l |W_l|^2, the same in every layer and in the features (n lambda_h |H_1|^2), = -<Z, dfit/dZ>.
     logit_gap (K,): own logit minus the mean of the others, per class. output (K, K): logits without bias.
-    threshold: factor on all weight decays at once from which on the zero solution is lower; > 1 where the structure is lower.
+    threshold: factor on all weight decays at once from which on this structure lies above zero; > 1 where it lies below. That
+    zero is the lower of the two does not make it optimal: other points may be lower still.
     """
 
     problem: Problem
@@ -119,7 +120,7 @@ def layer_predictions(problem: Problem, structure: str | None = None) -> HeadPre
         problem=problem,
         structure=structure,
         exists=exists,
-        reason="" if exists else "above its threshold: at these weight decays the zero solution is lower; shapes only",
+        reason="" if exists else "above its threshold: at these weight decays the structure lies above zero; shapes only",
         status=found.status,
         reference=found.reference,
         layers=layers,
@@ -140,7 +141,7 @@ def layer_predictions(problem: Problem, structure: str | None = None) -> HeadPre
 
 def _choose(problem: Problem, known: dict[str, Prediction], structure: str | None) -> tuple[str, Prediction, bool]:
     """Return (name, prediction, whether it exists at these weight decays) of the wanted or the lowest structure."""
-    alive = {name: q for name, q in known.items() if not q.zero}
+    alive = {name: q for name, q in known.items() if name != "zero"}
     exists = structure in alive or (structure is None and bool(alive))
     among = alive if exists else _at_small_decay(problem)
     if not among:
@@ -165,7 +166,7 @@ def _at_small_decay(problem: Problem) -> dict[str, Prediction]:
     """Return the structures that exist once all weight decays are small enough: their shapes do not depend on how small."""
     for power in range(1, 13):
         smaller = scaled(problem, 10.0**-power)
-        found = {name: q for name, q in deep.structures(smaller).items() if not q.zero}
+        found = {name: q for name, q in deep.structures(smaller).items() if name != "zero"}
         if found:
             return found
     return {}
@@ -270,7 +271,7 @@ def _statements(head: HeadPrediction) -> dict[str, Statement]:
         Statement("logit_scale", head.logit_gap, "own logit minus the mean of the others, per class", source, status),
         Statement("loss", head.loss, "regularised loss, to be laid beside every structure's", source, status),
         Statement("effective_rank", head.effective_rank, "C^(1/(L+1)) of the loss", source, DERIVED),
-        Statement("threshold", head.threshold, "factor on all weight decays above which zero is lower", source, DERIVED),
+        Statement("threshold", head.threshold, "factor on all weight decays above which it lies above zero", source, DERIVED),
         Statement("jump", _jump(head), "output scale just below that jump; 0 above it", source, DERIVED),
         Statement("collapse_probability", None, "P(DNC) rises with width and falls with weight decay", "sukenik2024", EVIDENCE),
         Statement("balancedness", None, "linear layers of a head become balanced, and then collapse", "jacot2024", STATED),
