@@ -124,9 +124,11 @@ def flow_many(
     for members in groups.values():
         cells = [problems[i] for i in members]
         starts = [start(problems[i], init, float(scales[i]), run_seeds[i]) for i in members]
-        paths = _run_group(cells, starts, times, method, lr, rtol, reduce, stop)
-        for i, path in zip(members, paths, strict=True):
-            results[i] = _describe(problems[i], init, float(scales[i]), run_seeds[i], path)
+        # A path that diverged holds inf and nan: `finished` says so, and NumPy need not say it again at every product.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            paths = _run_group(cells, starts, times, method, lr, rtol, reduce, stop)
+            for i, path in zip(members, paths, strict=True):
+                results[i] = _describe(problems[i], init, float(scales[i]), run_seeds[i], path)
     return [results[i] for i in range(len(problems))]
 
 
@@ -396,7 +398,9 @@ def _closed_form(problem: Problem, init: str, path: RawPath) -> tuple[np.ndarray
     counts, total = problem.count_vector, float(problem.count_vector.sum())
     lam_w, lam_h = problem.layer_lambdas[0], problem.lambda_h
     if init == "subspace" and lam_w == lam_h == 0:
-        modes = np.linalg.svd(path.W, compute_uv=False)[:, : problem.classes - 1] ** 2
+        there = np.isfinite(path.W).all((1, 2))  # an SVD of nan is an error
+        modes = np.full((len(path.t), problem.classes - 1), np.nan)
+        modes[there] = np.linalg.svd(path.W[there], compute_uv=False)[:, : problem.classes - 1] ** 2
         law = np.stack([dynamics.subspace_mode(path.t, u, counts[0], total) for u in modes[0]], 1)
         return modes, np.sort(law, 1)[:, ::-1], "mixon2020"
     if init == "aligned" and problem.loss == "mse" and lam_w == lam_h:

@@ -12,6 +12,9 @@ from ufm.systems import Cost, System
 
 INITS = ("random", "subspace", "aligned", "central")
 METHODS = ("flow", "gd", "momentum")
+MOST_POINTS = 100_000  # every output time is a copy of W and of all samples' features
+FLOW_STEPS = 100_000  # those that `ufm.solvers.runge_kutta.integrate` takes at most
+MOST_STEPS = 1e8  # of descent: an hour
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Flow:
     )
     init_scale: float = option(0.1, "scale of the start, > 0", low=0, strict=True, grid=True)
     t_end: float = option(1000.0, "last time, > 0", low=0, strict=True, grid=True)
-    points: int = option(101, "output times, 0 and log-spaced up to --t-end", low=2)
+    points: int = option(101, "output times, 0 and log-spaced up to --t-end", low=2, high=MOST_POINTS)
     method: str = option("flow", "Dormand-Prince, or descent whose time is lr x step", choices=METHODS, grid=True)
     lr: float = option(0.1, "step size of gd and momentum, > 0", low=0, strict=True, grid=True)
     rtol: float = option(1e-8, "local relative error of the flow", low=1e-13, high=1e-2)
@@ -60,11 +63,15 @@ def check(spec: Flow) -> Cost:
     if spec.init == "central":
         _check_central(spec)
     columns = spec.classes + min(spec.dim, total) if spec.loss == "mse" else total
-    memory = 8.0 * ((spec.classes + total) * spec.dim * (spec.points + 20))
-    steps = spec.t_end / spec.lr if spec.method != "flow" else 1000 + 2 * spec.t_end
+    # Reduced states, W and H at full size, their copies inside the measures; and the logits of every sample.
+    memory = 8.0 * (3 * (spec.classes + total) * spec.dim + 4 * spec.classes * total) * (spec.points + 20)
+    steps = spec.t_end / spec.lr if spec.method != "flow" else min(1000 + 2 * spec.t_end, FLOW_STEPS)
+    if steps > MOST_STEPS:
+        raise RequestError(f"--t-end / --lr is {steps:.3g} steps, over {MOST_STEPS:g}; use a smaller --t-end or --method flow")
     if memory < 2**40:
         check_start(problem_of(spec), spec.init)
-    return Cost(seconds=steps * (4e-5 + 6 * spec.classes * spec.dim * columns / 4e9), memory=memory)
+    each = 4e-5 + 6 * spec.classes * spec.dim * columns / 4e9
+    return Cost(seconds=steps * each + spec.points * 2e-4, memory=memory)
 
 
 def _check_central(spec: Flow) -> None:

@@ -66,7 +66,7 @@ def _status(finished: bool, limited: bool) -> Status:
 
 def _row(path: Any, keep: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "status": _status(path.finished, path.limited).value,
+        "status": _status(path.finished and bool(np.isfinite(path.loss[-1])), path.limited).value,
         "loss": float(path.loss[-1]),
         "law": path.law,
         "law_error": float(np.abs(path.modes - path.predicted).max()) if path.law else None,
