@@ -272,7 +272,10 @@ def _certificate(problem: Problem, gap: float, norm: float, value: float) -> Cer
     needed = rank_bound(problem)
     if problem.dim < needed and problem.features == "free":
         reason += f"; the bound is that of unlimited dimension: for d < {needed} a positive gap may remain at the optimum"
-    return Certificate(gap, gap / abs(value) if value else gap, norm, True, reason)
+    relative = gap / abs(value) if value else gap
+    if problem.features == "nonnegative" and problem.constraint == "ridge" and gap > FLOOR and relative > CLOSED:
+        reason += "; the gap is open: a local minimum, or an optimum where the bound for non-negative features is not tight"
+    return Certificate(gap, relative, norm, True, reason)
 
 
 def _focal(problem: Problem, value: float) -> Certificate:

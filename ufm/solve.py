@@ -31,6 +31,7 @@ from ufm.solution import Solution, Status
 from ufm.solvers import METHODS, OBJECTIVES, SOLVERS, Solver
 from ufm.solvers.lbfgs import MEMORY
 from ufm.solvers.objective import Objective
+from ufm.solvers.revive import revive
 from ufm.tables import load, resolve_target, suggest
 
 STEPS = 5000
@@ -295,6 +296,8 @@ class Run:
         end, objective, x = {name: value[index] for name, value in end.items()}, objective.select(index), x[index]
         if problems[0].constraint == "ridge" and loss_name(problems[0]) == "focal":
             x = self.compare_with_zero(objective, x, end, starts[0])
+        if slow and prover(problems[0]) is not None:
+            x = revive(objective, x, end, self.solver, self.steps, self.tol, prover(problems[0]))
         features = objective.factors(x)[1].cpu()
         narrow = [i for i, p in enumerate(problems) if p.features == "nonnegative" and not fits(p, features[i])]
         return finish(problems, seeds, objective, x, end, self.name), narrow

@@ -6,8 +6,9 @@ import torch
 
 import ufm
 from ufm.reduce import random_start, reduce
-from ufm.solve import Run, objective_of
+from ufm.solve import Run, objective_of, prover
 from ufm.solvers import SOLVERS
+from ufm.solvers.revive import revive
 from ufm.tables import load
 
 
@@ -55,3 +56,40 @@ def test_an_end_above_a_saddle_at_zero_is_left_for_what_lies_below_it():
     x = run.compare_with_zero(objective, 100 * objective.start(start), end, start)
     assert float(objective.value(x)) == pytest.approx(ufm.solve(problem).loss, rel=1e-9)
     assert float(objective.relative(x, objective.gradient(x))) <= 1e-10
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("below", [0.98, 0.9])
+def test_non_negative_minorities_below_their_threshold_are_revived(seed, below):
+    """n_B = K N^2 lambda^2/(K - 1) is the threshold of a minority: below it, minima with some classes dead cost more."""
+    K, counts = 8, (60,) * 4 + (5,) * 4
+    lam = below * (5 * (K - 1) / K) ** 0.5 / sum(counts)
+    problem = ufm.Problem(K, 2 * K, counts, features="nonnegative", lambda_w=lam, lambda_h=lam)
+    solution = ufm.solve(problem, seed=seed)
+    assert solution.loss == pytest.approx(ufm.predict(problem).loss, rel=1e-9)
+    assert solution.status.ok and solution.certificate.gap <= 1e-9
+    assert solution.H.norm(dim=1).min() > 0.1
+    assert "open" not in solution.certificate.reason
+
+
+def test_revival_leaves_a_minimum_where_a_class_is_dead():
+    """All of class 2 at zero is stationary: what `revive` gives must be lower, and the optimum."""
+    problem = ufm.Problem(3, 6, 5, features="nonnegative", lambda_w=0.02, lambda_h=0.02)
+    objective, solver = objective_of(problem, reduce([problem])), load(SOLVERS, "projected", "method")()
+    x = objective.start(random_start([problem], [0], reduce([problem]), 1.0))
+    objective.parts(x)[1][:, 2] = 0.0
+    objective.parts(x)[0][:, :, 3:] = 0.0
+    objective.parts(x)[1][:, :, 3:] = 0.0
+    prove, high = prover(problem), float(objective.value(x))
+    end = {"status": torch.tensor([0]), "residual": torch.zeros(1, dtype=torch.float64), "iterations": torch.tensor([5])}
+    found = revive(objective, x, end, solver, 2000, 1e-10, prove)
+    assert float(objective.value(found)) < high
+    assert float(objective.value(found)) == pytest.approx(ufm.predict(problem).loss, rel=1e-9)
+    assert bool(prove(objective, found))
+
+
+def test_a_gap_that_stays_open_is_spoken_of():
+    """Two dimensions for five classes: no bound is tight there."""
+    solution = ufm.solve(ufm.Problem(5, 2, 5, features="nonnegative", lambda_w=0.005, lambda_h=0.005))
+    assert solution.certificate.gap > 1e-6
+    assert "the gap is open" in solution.certificate.reason
