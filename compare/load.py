@@ -27,6 +27,7 @@ REACHED = (
     "converged",
     "the zero solution",
     "ended at the zero solution",
+    "on a plateau",
     "reached its last time",
     "ok",
     "done",
@@ -341,6 +342,10 @@ def _flat(record: Any) -> dict[str, float]:
 def _sweep_values(row: Mapping[str, Any]) -> dict[str, float]:
     """Return what one cell of a sweep measured: its loss, its certificate's gap and its measures."""
     values = {"loss": row["loss"]} if isinstance(row.get("loss"), (int, float)) else {}
+    if not values and isinstance(row.get("law"), str):  # a central path has no loss: it shows its collapse and its law
+        end = row.get("end") if isinstance(row.get("end"), Mapping) else {}
+        found = {"nc1_pinv": end.get("nc1_pinv"), "law_error": row.get("law_error")}
+        values |= {name: value for name, value in found.items() if isinstance(value, (int, float))}
     certificate = row.get("certificate")
     if isinstance(certificate, Mapping) and isinstance(certificate.get("gap"), (int, float)):
         values["certificate_gap"] = certificate["gap"]

@@ -49,6 +49,23 @@ def test_modes_lie_on_the_closed_form(flow_table):
         np.testing.assert_allclose(found, own, atol=1e-5)  # the logistic, from its formula
 
 
+@pytest.mark.parametrize("width", ["neurips", "icml"])
+def test_a_central_path_stands_beside_its_closed_form(tmp_path, width):
+    options = {"classes": 3, "dim": 6, "init": "central", "init_scale": 1.0, "t_end": 200.0, "points": 21}
+    run(tmp_path, "flow", range(2), {**options, "trajectory": True})
+    run(tmp_path, "flow", range(2), {**options, "renormalised": True})  # without its path: not drawn
+    drawing = figures.draw("flow", compare.load(tmp_path), Style.of(width))
+    assert collisions(drawing.figure) == []
+    assert {ax.get_label() for ax in drawing.figure.axes} == {"law", "nc1"}
+    modes = {}
+    for k in (1, 2):
+        t, modes[k] = curve(drawing, "law", f"mode {k}")
+        np.testing.assert_allclose(modes[k], curve(drawing, "law", f"closed form {k}")[1], rtol=1e-6)
+        clock = 3 * np.log(modes[k]) + modes[k] ** 2 + modes[k] ** 4 / 12  # the law: it runs at 1/N
+        np.testing.assert_allclose(np.diff(clock), np.diff(t) / 30, rtol=1e-3)
+    assert {name for panel, name, *_ in drawing.rows if panel == "nc1"} == {"collapse Central path"}
+
+
 def test_collapse_is_exact_on_the_subspace_and_as_loose_as_the_start_elsewhere(flow_table):
     drawing = figures.draw("flow", flow_table, Style.of("neurips"))
     names = {row[1] for row in drawing.rows if row[0] == "nc1"}
