@@ -127,7 +127,7 @@ class Problem:
 
     def _check_counts(self) -> None:
         groups = len(self.targets) if self.targets is not None else self.classes
-        if isinstance(self.counts, (int, np.integer)) and not isinstance(self.counts, bool):
+        if isinstance(_plain_number(self.counts), (int, float)):
             object.__setattr__(self, "counts", _whole(self.counts, "counts", 1))
             return
         counts = tuple(_whole(n, "counts", 1) for n in _sequence(self.counts, "counts"))
@@ -137,7 +137,7 @@ class Problem:
         object.__setattr__(self, "counts", counts)
 
     def _check_lambda_w(self) -> None:
-        if isinstance(self.lambda_w, (int, float, np.floating, np.integer)):
+        if isinstance(_plain_number(self.lambda_w), (int, float)):
             object.__setattr__(self, "lambda_w", _finite(self.lambda_w, "lambda_w", 0.0))
             return
         values = tuple(_finite(v, "lambda_w", 0.0) for v in _sequence(self.lambda_w, "lambda_w"))
@@ -184,6 +184,12 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
+def _plain_number(value: Any) -> Any:
+    """Return the Python number of a NumPy number, or of an array or tensor without dimensions; others as they are."""
+    dimensions = getattr(value, "ndim", None)
+    return value.item() if dimensions == 0 and hasattr(value, "item") else value
+
+
 def _sequence(value: Any, name: str) -> Sequence[Any]:
     if hasattr(value, "tolist"):
         value = value.tolist()
@@ -204,6 +210,9 @@ def _finite(value: Any, name: str, low: float, strict: bool = False) -> float:
 
 
 def _whole(value: Any, name: str, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+    number = _plain_number(value)
+    if isinstance(number, float) and number.is_integer():  # 3.0, as arrays of counts often come
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int) or number < low:
         raise RequestError(f"{name} {value!r} is out of range; give an integer >= {low}")
-    return int(value)
+    return number

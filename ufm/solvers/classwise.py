@@ -84,7 +84,7 @@ class Classwise:
         new_g = objective.gradient(new_x, new_z)
         slot = state.filled % self.memory
         s, y = torch.sub(new_x, x, out=state.steps[:, slot]), torch.sub(new_g, g, out=state.changes[:, slot])
-        sy, good = (s * y).sum(1), None
+        sy = (s * y).sum(1)
         good = sy > 0
         state.rates[:, slot] = torch.where(good, 1 / sy, 0.0)
         state.rates[~good] = 0.0
