@@ -213,12 +213,14 @@ class _Reader:
         reached = not status or status.startswith(REACHED)
         # A cell that was left out is known all the same: claims count every start, whatever became of it.
         setting = {**cell.config, **parameters}
-        results = {seed: {"prediction": EVIDENCE}} if _unproven(row.get("prediction")) else {}
+        results = {seed: {"prediction": EVIDENCE}} if _unproven(row) else {}
         self.cells[name] = Cell(name, cell.system, cell.path, setting, cell.environment, (seed,) if reached else (), results)
         if not reached:
             self.excluded.append(Excluded(name, seed, status))
             return
         values, predicted = _sweep_values(row), pair.sweep_predictions(row.get("prediction"))
+        if isinstance(row.get("predicted"), (int, float)):  # of the system deep: the lowest known structure
+            predicted = {"loss": float(row["predicted"]), **predicted}
         number = len(values)
         same = {"paper": paper, "cell": name, "seed": seed, "epoch": -1, "step": -1, "split": "theory", "layer": "penultimate"}
         for column, item in {**same, "centres": "self", "reason": ""}.items():
@@ -280,8 +282,13 @@ def _damage(folder: Path, file: str, data: bytes) -> str:
     return ""
 
 
-def _unproven(prediction: Any) -> bool:
-    return isinstance(prediction, Mapping) and bool(prediction.get("applies")) and prediction.get("status") == EVIDENCE
+def _unproven(row: Mapping[str, Any]) -> bool:
+    prediction = row.get("prediction")
+    if isinstance(prediction, Mapping):
+        return bool(prediction.get("applies")) and prediction.get("status") == EVIDENCE
+    # A deep row without a record of its prediction: among several structures the lowest known one is not a proven optimum.
+    structures = row.get("structures")
+    return isinstance(structures, Mapping) and not {"of", "gof", "etf"} & set(structures) and len(structures) > 1
 
 
 def _failed(row: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ class Status(str, enum.Enum):
     CONVERGED = "converged"
     ZERO = "the zero solution is optimal here"
     AT_ZERO = "ended at the zero solution: not proven optimal here"
+    PLATEAU = "on a plateau: the loss no longer falls, the subgradient is not zero"
     CERTIFIED = "converged: the duality gap is closed, the gradient is at its rounding error or slow"
     ARRIVED = "reached its last time"
     STEP_LIMIT = "stopped at the step limit"
@@ -29,7 +30,10 @@ class Status(str, enum.Enum):
     @property
     def ok(self) -> bool:
         """Whether the end point may be compared with a prediction."""
-        return self in (Status.CONVERGED, Status.ZERO, Status.AT_ZERO, Status.CERTIFIED, Status.ARRIVED)
+        return self in (
+            *(Status.CONVERGED, Status.ZERO, Status.AT_ZERO, Status.PLATEAU, Status.CERTIFIED),
+            Status.ARRIVED,
+        )
 
 
 @dataclass(frozen=True)
@@ -69,3 +73,5 @@ class Solution:
     structure: str = ""  # depth > 1: zero, dnc, srg, pairs, circle, below both, other, unconverged
     # depth > 1: by how much each norm balance fails, relative (`ufm.solvers.balance.Balance`); nan at the zero solution
     balance: dict[str, float] | None = None
+    # the same before the exact rescaling of ReLU end points, which restores it: what the optimiser found by itself
+    balance_found: dict[str, float] | None = None

@@ -18,10 +18,12 @@ from ufm.theory import deep as deep_theory
 
 METHODS = ("auto", "adam", "lbfgs")
 RANK_SHARE = 1e-2  # measures.md: rank_numeric counts singular values above this share of the largest
-LOSS_MATCH = 1e-4  # relative distance at which an end point counts as a structure; the next one is at least 1 % away
-# A ReLU end point lies on kinks, where no gradient vanishes. It counts as settled when its norms are balanced to this and
-# either its subgradient is this small or a cool stage of Adam, as long as this, lowers the loss by less than this share.
-BALANCE_MATCH, SUBGRADIENT, COOL_STAGE, PLATEAU = 1e-6, 1e-6, (0.003, 100), 3e-5
+LOSS_MATCH = 1e-4  # relative distance at which an end point counts as a structure; others come within .6 % (K = 10, L = 5)
+# A ReLU end point lies on kinks, where no gradient vanishes. It is settled when its norms are balanced to `BALANCE_MATCH` and
+# converged if, too, its relative subgradient is at most `STATIONARY` with multipliers that the kinks allow. Where it is not,
+# but a cool stage of Adam lowers the loss by less than the share `PLATEAU`, it is on a plateau, which is no convergence:
+# with much more time some such points fall by a few percent. `SUBGRADIENT` is what the polish aims for.
+BALANCE_MATCH, SUBGRADIENT, STATIONARY, COOL_STAGE, PLATEAU = 1e-6, 1e-6, 1e-5, (0.003, 100), 3e-5
 AGAIN = 2  # times that a cell which still moves gets the cool stage of the recipe once more
 FULL_RECIPE = sum(n for _, n in deep.ADAM_STAGES)
 
@@ -59,17 +61,18 @@ def solve_deep(
     solutions: list[Solution | None] = [None] * len(problems)
     for (*_, activation, _, _), members in groups.items():
         batch = deep.Batch([problems[i] for i in members], device)
-        x = deep.start(batch, [run_seeds[i] for i in members], init_scale)
+        x, found = deep.start(batch, [run_seeds[i] for i in members], init_scale), None
         chosen = ("adam" if activation == "relu" else "lbfgs") if method == "auto" else method
         if chosen == "adam":
             stages = deep.ADAM_STAGES if steps is None else _scaled_stages(steps)
             deep.adam(batch, x, stages, stop)
             done = sum(n for _, n in stages)
             if activation == "relu" and done >= FULL_RECIPE:
+                found = _balances(batch, x)
                 done += _settle(batch, x, stop)
         else:
             _, _, done = deep.lbfgs(batch, x, tol, steps or 3000, stop)
-        for i, end in zip(members, _ends(batch, x), strict=True):
+        for i, end in zip(members, _ends(batch, x, found), strict=True):
             solutions[i] = _solution(problems[i], end, method=chosen, steps=done, tol=tol, seed=run_seeds[i])
     return solutions  # type: ignore[return-value]  # every index is in exactly one group
 
@@ -118,16 +121,27 @@ class End:
     loss: float
     residual: float  # relative gradient; of the subgradient on its activation pattern for ReLU
     balance: dict[str, float]  # measured: layers, neurons, features, ray (`ufm.solvers.balance.Balance`)
+    balance_found: dict[str, float]  # the same before the rescaling, which restores it exactly
+    outside: float  # held entries whose multiplier no subgradient has (ReLU; 0 otherwise)
     decrease: float  # share of the loss that one more cool stage of Adam takes off (ReLU; 0 otherwise)
 
 
-def _ends(batch: deep.Batch, x: torch.Tensor) -> list[End]:
+def _balances(batch: deep.Batch, x: torch.Tensor) -> list[dict[str, float]]:
+    measured = balance.measure(batch, x)
+    names = ("layers", "neurons", "features", "ray")
+    return [{name: float(getattr(measured, name)[i]) for name in names} for i in range(len(x))]
+
+
+def _ends(batch: deep.Batch, x: torch.Tensor, found: list[dict[str, float]] | None) -> list[End]:
+    """Return the end points; `found`: their norm balances before they were rescaled, None where they were not."""
     gradient = torch.empty_like(x)
     loss = batch.value_and_gradient(x, gradient)
     residual, decrease = deep.relative_gradient(batch, x, gradient), torch.zeros_like(loss)
+    outside = torch.zeros_like(loss)
     if batch.shape.activation == "relu":
         residual, decrease = _unrest(batch, x)
-    measured = balance.measure(batch, x)
+        outside = kinks.identify(batch, x)[1].outside
+    measured = _balances(batch, x)
     weights, features, bias = batch.views(x.cpu())
     roots = batch.roots.cpu()
     return [
@@ -138,7 +152,9 @@ def _ends(batch: deep.Batch, x: torch.Tensor) -> list[End]:
             roots[i],
             float(loss[i]),
             float(residual[i]),
-            {name: float(getattr(measured, name)[i]) for name in ("layers", "neurons", "features", "ray")},
+            measured[i],
+            (found or measured)[i],
+            float(outside[i]),
             float(decrease[i]),
         )
         for i in range(len(x))
@@ -152,14 +168,17 @@ def _solution(problem: Problem, end: End, *, method: str, steps: int, tol: float
         states.append(state.relu() if problem.activation == "relu" else state)
     output = end.weights[-1] @ states[-1]
     ranks = tuple(_rank(state * end.roots) for state in states)
-    on_kinks = problem.activation == "relu" and (end.residual <= SUBGRADIENT or end.decrease < PLATEAU)
+    relu = problem.activation == "relu"
     match = BALANCE_MATCH if problem.activation == "relu" else max(BALANCE_MATCH, 1e3 * tol)
     balanced = all(value <= match for value in end.balance.values())  # nan, at zero, is not
-    settled = balanced and (end.residual <= 10 * tol or on_kinks)
+    stationary = end.residual <= 10 * tol or (relu and end.residual <= STATIONARY and end.outside == 0)
+    settled = balanced and (stationary or (relu and end.decrease < PLATEAU))
     structure, status = classify(end.loss, ranks, _known_losses(problem), settled, float(output.norm()))
     if structure == "zero":
         ranks = (0,) * len(ranks)  # what is left is on its way to zero
         status = Status.ZERO if _zero_is_optimal(problem) else status
+    elif status is Status.CONVERGED and not stationary:
+        status = Status.PLATEAU
     bias = end.bias - end.bias.mean() if problem.loss == "ce" else end.bias.clone()
     return Solution(
         problem=problem,
@@ -178,6 +197,7 @@ def _solution(problem: Problem, end: End, *, method: str, steps: int, tol: float
         layer_ranks=ranks,
         structure=structure,
         balance=None if structure == "zero" else end.balance,
+        balance_found=None if structure == "zero" else end.balance_found,
     )
 
 

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from synthetic_runs import ENVIRONMENT, hui_setting, rows_of_seed, write_training
 
-from compare.load import load
+from compare.load import REACHED, load
 from compare.rows import COLUMNS, table_of
 from compare.table import numbers
 from ufm.errors import RequestError
 from ufm.record import Run
+from ufm.solution import Status
 
 
 def test_every_row_of_every_seed_is_there_with_its_value(tmp_path):
@@ -258,3 +259,8 @@ def test_a_row_may_call_its_measure_metric_or_measure(tmp_path):
     one, other = load(tmp_path / "a"), load(tmp_path / "b")
     for name in COLUMNS:
         np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_every_end_that_may_be_compared_is_read_and_no_other():
+    for status in Status:
+        assert status.value.startswith(REACHED) is status.ok

@@ -68,6 +68,7 @@ def _row(problem: Problem, solution: Solution, known: dict[str, Prediction]) -> 
         "layer_ranks": list(solution.layer_ranks or ()),
         "balance": _finite(solution.balance).get("layers"),
         "norm_balance": _finite(solution.balance),
+        "balance_found": _finite(solution.balance_found),
         "gradient_norm": solution.gradient_norm,
         "iterations": solution.iterations,
         "ranks": "/".join(map(str, solution.layer_ranks or ())),
