@@ -64,6 +64,8 @@ def solve(
 ) -> Solution:
     """Find the optimum of one problem from a random start; the arguments are those of `solve_many`.
 
+    The start is random but where `solve_many` says otherwise: at K >= 150 (method "classwise") and on a sphere of d = 1.
+
     >>> s = solve(Problem(classes=4, dim=6, counts=5, lambda_w=0.01, lambda_h=0.001))
     >>> s.status.value, round(s.loss, 10), s.certificate.gap < 1e-9
     ('converged', 0.1260289434, True)
@@ -81,7 +83,10 @@ def solve_many(
     lr: float | None = None,
     device: str = "cpu",
 ) -> list[Solution]:
-    """Solve problems in batches, every one from its own random start; at depth 1 the answers do not depend on the batch.
+    """Solve problems in batches, every one from its own start; at depth 1 the answers do not depend on the batch.
+
+    Starts are random, with two exceptions: "classwise", which "auto" takes for convex problems with K >= 150 and d >= K, starts
+    at the best diagonal logits plus 1 % of noise, and "signs" (a sphere of d = 1) tries signs without a start.
 
     Args:
         problems: any mix of sizes, losses, biases, constraints and depths; equal kinds are solved together.

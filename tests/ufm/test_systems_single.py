@@ -263,3 +263,11 @@ def test_the_regime_of_a_prediction_in_words():
     assert regime(counts=50, lambda_w=1e-3) == "" and regime(counts=50, lambda_w=1e3) == "zero solution"
     dead = single_run._named(range(10)), single_run._named([0, 2, 4, 6, 8, 10, 12])
     assert dead == ("0-9", "0,2,4,6,8,10,.. (7 in all)")
+
+
+def test_cost_counts_the_starts_of_narrow_problems():
+    """d < K - 1 has local minima: several slow searches, dearer than d = K at the same size."""
+    narrow, wide = check(Single(classes=200, dim=64)), check(Single(classes=200, dim=200))
+    assert narrow.seconds > 60 > wide.seconds
+    assert 3 < check(Single(classes=100, dim=33)).seconds < 60
+    assert check(Single(classes=200, dim=64, method="exact")).seconds < 5

@@ -38,7 +38,7 @@ SOLVERS = {
     "classwise": Entry(
         "ufm.solvers.classwise:Classwise",
         "L-BFGS in the frame of the classes, the curvature of every logit divided out: hundreds of classes and more",
-        "convex ridge problems with free features, class labels and d >= K",
+        "convex ridge problems with free features, class labels and d >= K; starts at the best diagonal logits, noise 1 %",
     ),
     "projected": Entry(
         "ufm.solvers.projected:Projected",
