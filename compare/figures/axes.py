@@ -190,6 +190,10 @@ class Legend:
         """Say what the bands are."""
         self.marks.setdefault(label, Patch(facecolor="#9a9a9a", alpha=0.35, label=label))
 
+    def region(self, label: str, **look: Any) -> None:
+        """Name a shaded region; a thin edge, since a light grey alone is lost on paper."""
+        self.marks.setdefault(label, Patch(edgecolor="#8a8a8a", linewidth=0.4, label=label, **look))
+
     def rule(self, label: str, **look: Any) -> None:
         """Name a straight line across a panel; these come after the curves."""
         self.marks.setdefault(label, Line2D([], [], label=label, **look))

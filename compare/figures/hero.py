@@ -18,6 +18,8 @@ from ufm.errors import RequestError
 POINTS = (*COLUMNS, "cell", "seed", "epoch", "layer")
 X_LABEL = r"Test NC1 about the train means $=\mathrm{Tr}(\Sigma_W^{\mathrm{test}}\Sigma_B^{+})/K$"
 NARROW_X_LABEL = r"Test NC1 about the train means (strong)"
+FORBIDDEN = r"Forbidden: $\mathrm{err}_B>2\,\mathrm{NC1}$"
+_FORBIDDEN = {"facecolor": "#ededed"}
 _RING = {"marker": "o", "markersize": 6.0, "markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 0.8}
 
 
@@ -126,9 +128,9 @@ def _draw(ax: Any, style: Style, clouds: Sequence[Cloud], classes: Sequence[int]
             ("hero", key, float(x), float(y), np.nan, np.nan, 0, "", "", -1, -1, "") for x, y in zip(grid, shown, strict=True)
         ]
         if key == "floor":
-            ax.fill_between(
-                grid, np.minimum(values, high), high, color="#000000", alpha=0.07, lw=0, zorder=0.5, gid="band:impossible"
-            )
+            ax.fill_between(grid, np.minimum(values, high), high, lw=0, zorder=0.5, gid="band:impossible", **_FORBIDDEN)
+            if (values < high).any():
+                legend.region(FORBIDDEN, **_FORBIDDEN)
     ax.set_xlabel(X_LABEL if style.wide else NARROW_X_LABEL)
     ax.set_ylabel("Test error, nearest train mean")
     title(ax, "hero", "")

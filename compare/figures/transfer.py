@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from compare.figures.axes import NC1, Legend, LogAxis, draw_curve, finish, panels, time_axis, title
+from compare.figures.axes import Legend, LogAxis, draw_curve, finish, panels, time_axis, title
 from compare.figures.drawing import Drawing
 from compare.figures.series import COLUMNS, Curve, Measured, curve, excluded_note, facts, seed_counts
 from compare.figures.settings import names
@@ -17,15 +17,18 @@ from ufm.errors import RequestError
 
 NARROW = 20  # characters of a name that fit above a panel in a narrow column
 SETTINGS = 2  # side by side; more do not fit a column's width
-# probe -> label and look: what meets the features as they are is solid, what does not see their scale dotted
+STEP = 2.2  # points between the markers of two probes at one epoch
+# From left to right; those that usually part from the others are in the middle, nearest to their lines.
+_BESIDE = ("probe_std", "probe_ridge", "probe_raw", "probe_whiten", "probe_ncc", "probe_knn", "probe_finetune")
+# probe -> label and look: probes often read the same, so each has a dash pattern and a marker of its own, also without colour
 _PROBES = {
     "probe_raw": ("Raw probe", LOOKS["train"]),
-    "probe_std": ("Standardised probe", Look("#7a4b94", (0, (4, 1.2)), "D")),
+    "probe_std": ("Standardised probe", Look("#7a4b94", (0, (4.0, 1.2)), "D")),
     "probe_whiten": ("Whitened probe", LOOKS["test"]),
-    "probe_ridge": ("Ridge probe", LOOKS["test_self"]),
-    "probe_ncc": ("Nearest mean", LOOKS["ncc_error"]),
-    "probe_knn": ("5 neighbours", Look("#9a9a9a", (0, (1.0, 1.1)), "X", 1.5)),
-    "probe_finetune": ("Fine-tuned", LOOKS["test_weak"]),
+    "probe_ridge": ("Ridge probe", Look("#e8a000", (0, (5.0, 1.2, 1.0, 1.2)), "^")),
+    "probe_ncc": ("Nearest mean", Look("#1f9e89", (0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)), "P")),
+    "probe_knn": ("5 neighbours", Look("#9a9a9a", (0, (1.0, 2.4)), "X", 1.5)),
+    "probe_finetune": ("Fine-tuned", Look("#2f9bd0", (0, (2.2, 1.0)), "v")),
 }
 _COLLAPSE = {
     "train": ("NC1, coarse, train", LOOKS["train"], "nc1_pinv", "train", "self"),
@@ -139,7 +142,7 @@ def _draw(style: Style, settings: list[_Setting]) -> Any:
     grid[1, 0].set_ylabel("NC1, CDNV, rank")
     curves = [c for one in settings for c in [*one.probes.values(), *one.collapse.values()]]
     if any(np.isfinite(c.low).any() for c in curves):
-        legend.band(f"95 % interval, {seed_counts(curves)}")
+        legend.band(f"95 % interval, {_whose(curves)}")
     finish(figure, style, legend, below)
     return figure
 
@@ -147,8 +150,13 @@ def _draw(style: Style, settings: list[_Setting]) -> Any:
 def _probes(ax: Any, one: _Setting, legend: Legend) -> None:
     ax.set_ylim(0.0, 1.03)
     linear = LogAxis(1e-12, 1.0, None)  # accuracies are drawn on a plain axis: nothing of it is cut
-    for key, (label, look) in _PROBES.items():
-        draw_curve(ax, one.probes[key], look, linear, legend, label)
+    drawn = [key for key in _BESIDE if one.probes[key]]
+    for key in (key for key in _PROBES if key in drawn):
+        label, look = _PROBES[key]
+        place = drawn.index(key)
+        legend.line(label, look)
+        draw_curve(ax, one.probes[key], replace(look, marker=""), linear, legend, label)
+        _markers(ax, one.probes[key], look, STEP * (place - (len(drawn) - 1) / 2))
     for line in one.conserved:
         draw_curve(ax, line, LOOKS["theory"], linear, legend, CONSERVED)
     if np.isfinite(one.chance):
@@ -157,16 +165,46 @@ def _probes(ax: Any, one: _Setting, legend: Legend) -> None:
         legend.line(CHANCE, look)
 
 
+def _markers(ax: Any, probe: Curve, look: Look, aside: float) -> None:
+    """Mark the measured points `aside` points beside their epoch: at the same place the last probe drawn hides the others."""
+    from matplotlib.transforms import ScaledTranslation
+
+    moved = ax.transData + ScaledTranslation(aside / 72, 0, ax.figure.dpi_scale_trans)
+    style = {"linestyle": "none", "marker": look.marker, "color": look.color, "markeredgecolor": "white"}
+    ax.plot(probe.x, probe.value, transform=moved, clip_on=False, zorder=3.1, gid=f"points:{probe.key}", label="_", **style)
+
+
+def _whose(curves: Sequence[Curve]) -> str:
+    """Say whose spread the bands show: one seed has none, its band is the test sample's alone."""
+    seeds = np.concatenate([c.seeds[c.seeds > 0] for c in curves if c])
+    return "test sample" if seeds.max() == 1 else seed_counts(curves)
+
+
+def _interval_note(curves: Sequence[Curve]) -> str:
+    """Say what is drawn of the probes: a mean over seeds or one seed, and what its band holds."""
+    drawn = [c for c in curves if c]
+    if not drawn:
+        return "No probe has a value."
+    seeds = np.concatenate([c.seeds[c.seeds > 0] for c in drawn])
+    banded = any(np.isfinite(c.low).any() for c in drawn)
+    if seeds.max() == 1:
+        held = "the bands are the 95 % intervals of its test sample alone" if banded else "it has no interval"
+        return f"Test accuracy on the fine labels of one seed; {held}."
+    alone = " (of one seed: the test sample's alone)" if seeds.min() == 1 else ""
+    return (
+        f"Test accuracy on the fine labels; means over {seed_counts(drawn)} with 95 % Student-t intervals, joined with the test "
+        f"sample's where its size is known{alone}."
+    )
+
+
 def _notes(settings: list[_Setting], wide: bool) -> tuple[str, ...]:
     curves = [c for one in settings for c in one.probes.values()]
     notes = [
-        f"Test accuracy on the fine labels; means over {seed_counts(curves)} with 95 % Student-t intervals, joined with the test "
-        "sample's.",
+        _interval_note(curves) + " Markers stand beside one another at the epoch they belong to.",
         "Raw, standardised and whitened probes have a fixed budget (SGD, learning rate .1, 50 epochs, batch 128); the whitened "
         "one does not see the scale of any direction, so what it loses is lost for every linear reader.",
-        "Bottom: "
-        + f"{NC1} of the coarse classes; the directional CDNV is the mean over pairs of fine classes; the effective rank "
-        "is the exponential of the entropy of the features' singular values.",
+        "Bottom: NC1 = Tr(Sigma_W Sigma_B^+)/K of the coarse classes; the directional CDNV is the mean over pairs of fine "
+        "classes; the effective rank is the exponential of the entropy of the features' singular values.",
         "Limits: training time grows at a fixed training set (t, then n). Epoch 0 is the untrained network.",
     ]
     losses = [text for one in settings if (text := one.lost())]

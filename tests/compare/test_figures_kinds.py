@@ -340,3 +340,35 @@ def test_transfer_holds_the_whitened_probe_to_what_it_read_first_and_says_what_i
     [note] = [note for note in drawing.notes if "conserves" in note]
     lost = float(note.split("lost beyond")[-2].split(",")[-1])
     assert lost == pytest.approx(probe[1.0] - probe[100.0], rel=0.01)
+
+
+def test_the_heros_forbidden_region_is_in_the_legend():
+    [handle] = [
+        h for h in figures.draw("hero", table_for("hero"), STYLE).figure.legends[0].legend_handles if not hasattr(h, "get_xdata")
+    ]
+    assert handle.get_label().startswith("Forbidden") and handle.get_facecolor()[:3] == pytest.approx((237 / 255,) * 3)
+
+
+@pytest.mark.parametrize(
+    "seeds, legend, note", [(1, "95 % interval, test sample", "of one seed; the bands"), (3, "3 seeds", "means over 3")]
+)
+def test_transfer_says_whose_interval_it_draws_and_its_notes_are_plain_text(seeds, legend, note):
+    table = table_for("transfer")
+    keep = table["seed"] < seeds
+    chosen = Loaded({name: column[keep] for name, column in table.items()}, table.cells)
+    drawing = figures.draw("transfer", chosen, STYLE)
+    labels = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    [band] = [label for label in labels if "interval" in label]
+    assert band.endswith(legend) and note in drawing.notes[0]
+    assert not any("$" in one or "\\" in one for one in drawing.notes)
+
+
+def test_the_probes_of_transfer_differ_without_colour_and_their_markers_do_not_hide_one_another():
+    from compare.figures.transfer import _PROBES
+
+    looks = [look for _, look in _PROBES.values()]
+    assert len({look.marker for look in looks}) == len({str(look.dashes) for look in looks}) == len(looks)
+    ax = figures.draw("transfer", table_for("transfer"), STYLE).figure.axes[0]
+    points = [line for line in ax.lines if str(line.get_gid()).startswith("points:")]
+    at = sorted(float(line.get_transform().transform((1.0, 0.5))[0]) for line in points)
+    assert len(points) == 3 and np.diff(at) == pytest.approx(np.full(2, 2.2 * ax.figure.dpi / 72))
