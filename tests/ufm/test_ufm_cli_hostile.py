@@ -17,7 +17,7 @@ VALUES = [
     "1:2:99999999999", "0:99999999999", "nan:1:3", "1:inf:3", "9" * 400, "1" + "0" * 5000, "ce", "mse", "focal",
     "none", "free", "ridge", "auto", "gd", "relu", "linear", "cpu", "cuda:77", "true", "True", "None", "null",
     "../../etc/passwd", "/dev/null", "/dev/zero", "/proc/self/mem", ".", "/", "~", "a\0b", "a\nb", "\x1b[31m",
-    "\u202e", "\ud800", "%s%n", "{0}", "${HOME}", "$(id)", "`id`", "'; drop", "=1+1", "0/2", "1/2", "2/2", "-1/2",
+    "\u202e", "\udc80", "%s%n", "{0}", "${HOME}", "$(id)", "`id`", "'; drop", "=1+1", "0/2", "1/2", "2/2", "-1/2",
     "0/0", "1/99999999999", "tcp://127.0.0.1:1", "lambda-w,lambda-h", "x" * 3000,
 ]  # fmt: skip
 
