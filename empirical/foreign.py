@@ -239,7 +239,7 @@ def _classes(path: Path, labels: Mapping[str, Tensor], asked: int | None, weight
         bad = int(y.min()) if int(y.min()) < 0 else int(y.max())
         if bad < 0 or bad >= total:
             raise RequestError(f"{path}: {split}/labels holds {bad}; labels must be 0..{total - 1} for {total} classes")
-    check_classes(total)
+    check_classes(total, f"{path}: labels up to {highest}: " if asked is None and weight is None else "")
     seen = torch.unique(labels["train"])
     if len(seen) < 2:
         raise RequestError(f"{path}: train/labels holds one class only; the geometry of class means needs two or more")

@@ -11,7 +11,7 @@ from ufm.console import print_table
 
 COLUMNS = ("layer", "measure", "train", "test (own centres)", "test (train centres)", "flag")
 _PLACE = {("train", "self"): COLUMNS[2], ("test", "self"): COLUMNS[3], ("test", "train"): COLUMNS[4]}
-_SENTENCES = {"below_floor": "below the noise floor", "degenerate": "degenerate (one sample per class)"}
+SENTENCES = {"below_floor": "below the noise floor", "degenerate": "degenerate (one sample per class)"}
 
 
 class Rows(list):
@@ -47,6 +47,6 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         line = lines.setdefault((row["layer"], row["metric"]), {"layer": row["layer"], "measure": row["metric"], "flag": ""})
         line[_PLACE[row["split"], row["centres"]]] = row["value"]
         if "flag" in row:
-            flag = f"{row['split']}: {_SENTENCES.get(row['flag'], row['flag'])}"
+            flag = f"{row['split']}: {SENTENCES.get(row['flag'], row['flag'])}"
             line["flag"] = flag if not line["flag"] else line["flag"] if flag in line["flag"] else f"{line['flag']}; {flag}"
     return list(lines.values())

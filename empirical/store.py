@@ -219,12 +219,13 @@ def check_memory(plan: Plan, samples: int | None, device: torch.device, itemsize
         )
 
 
-def check_classes(classes: int) -> None:
-    """Refuse, with the estimate, a number of classes whose K x K matrices would not fit."""
+def check_classes(classes: int, why: str = "") -> None:
+    """Refuse, with the estimate, a number of classes whose K x K matrices would not fit. why: where the number comes from."""
     need, free = PAIR_MATRICES * 8 * classes**2, free_memory(torch.device("cpu"))
     if free is not None and need > SHARE * free:
+        size = f"about {need / 2**30:.1f} GiB" if need < 2**50 else "more memory than any machine has"
         raise RequestError(
-            f"{classes} classes need about {need / 2**30:.1f} GiB for matrices of class pairs, {free / 2**30:.1f} GiB are free; "
+            f"{why}{classes} classes need {size} for matrices of class pairs, {free / 2**30:.1f} GiB are free; "
             "renumber the labels 0..K-1 or measure fewer classes"
         )
 

@@ -190,8 +190,13 @@ def finish(training: Training, run: Run, status: str) -> dict[str, Any]:
         "seconds": {name: round(value, 3) for name, value in training.seconds.items()},
         "resumed_at": training.resumed_at,
         "data": training.info,
-        "final": {f"{r['split']}/{r['layer']}/{r['centres']}/{r['metric']}": r["value"] for r in last},
+        "final": {_place(row): row["value"] for row in last},
+        "flags": {_place(row): row["flag"] for row in last if "flag" in row},
     }
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return f"{row['split']}/{row['layer']}/{row['centres']}/{row['metric']}"
 
 
 @contextlib.contextmanager

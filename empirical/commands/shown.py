@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from empirical.rows import SENTENCES
 from empirical.runner import Job, Outcome
 from empirical.studies import Study
 from ufm.console import print_json, print_table, say
@@ -74,7 +75,7 @@ def print_outcomes(
     study: Study, outcomes: Sequence[Outcome], varied: Sequence[str], settings: Sequence[Any], as_json: bool
 ) -> int:
     """Print the table (or JSON) and return the exit status: 1 when a training failed or diverged, 2 for a wrong request."""
-    rows = []
+    rows, flags = [], [_flags(study, outcome) for outcome in outcomes]
     for outcome, setting in zip(outcomes, settings, strict=True):
         values = dataclasses.asdict(setting)
         final = outcome.result.get("final", {})
@@ -86,7 +87,8 @@ def print_outcomes(
     if as_json:
         print_json({"study": study.name, "runs": [_described(o, r) for o, r in zip(outcomes, rows, strict=True)]})
     else:
-        print_table(rows, rows[0] if rows else [])
+        lines = [row | {"flag": flag} for row, flag in zip(rows, flags, strict=True)] if any(flags) else rows
+        print_table(lines, lines[0] if lines else [])
     for outcome in outcomes:
         if outcome.exit:
             say(f"error: seed {outcome.seed}: {outcome.status}")
@@ -94,6 +96,13 @@ def print_outcomes(
     return 0 if not codes else (2 if codes == {2} else 1)
 
 
+def _flags(study: Study, outcome: Outcome) -> str:
+    """Return what the shown values are flagged with, in words."""
+    flags = outcome.result.get("flags", {})  # none in results written before flags were kept
+    shown = {heading: flags[key] for heading, (key, _) in study.columns.items() if key in flags}
+    return "; ".join(f"{heading}: {SENTENCES.get(flag, flag)}" for heading, flag in shown.items())
+
+
 def _described(outcome: Outcome, row: dict[str, Any]) -> dict[str, Any]:
     shown = {"path": outcome.path, "seed": outcome.seed, "status": outcome.status, "skipped": outcome.skipped}
-    return shown | {"summary": row, "final": outcome.result.get("final", {})}
+    return shown | {"summary": row, "final": outcome.result.get("final", {}), "flags": outcome.result.get("flags", {})}

@@ -267,6 +267,19 @@ def test_a_second_writer_and_damaged_checkpoints_are_exit_1(empirical, tmp_path)
     assert code == 1 and "no checkpoint can be read" in err and "safetensors" in err and "Traceback" not in err
 
 
+def test_a_value_that_one_sample_per_class_makes_zero_is_marked(empirical, tmp_path):
+    words = ("run", "collapse", *TINY, "--train-per-class", "1", "--seeds", "0:2", "--workers", "1")
+    for _ in range(2):  # and when it was done before
+        code, out, err = empirical(*words)
+        assert code == 0, err
+        assert out.splitlines()[0].split()[-1] == "flag" and out.count("train NC1: degenerate (one sample per class)") == 2
+    shown = json.loads(empirical(*words, "--json")[1])["runs"][0]
+    assert shown["flags"]["train/penultimate/self/nc1_pinv"] == "degenerate"
+    assert not any("flag" in row or row["train NC1"] for row in [shown["summary"]])
+    code, out, err = empirical("run", "collapse", *TINY, "--workers", "1")
+    assert code == 0 and "flag" not in out.splitlines()[0] and "degenerate" not in out
+
+
 def test_what_was_written_is_said_only_where_there_are_rows(empirical, tmp_path):
     words = ("run", "collapse", *TINY, "--workers", "1")
     code, _, err = empirical(*words)
