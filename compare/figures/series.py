@@ -113,6 +113,11 @@ def one_setting(table: Mapping[str, Any], figure: str) -> Measured:
     """Return the rows of the table's only setting; RequestError when it holds several."""
     rows = Measured.of(table)
     cells = rows.distinct("cell")
+    if len(cells) > 1 and all("#" in str(cell) for cell in cells):
+        raise RequestError(
+            f"the runs are a theory sweep of {len(cells)} cells; the figure {figure} draws a training: name a run of "
+            "`empirical run`, or draw the sweep with `compare plot sweep`"
+        )
     if len(cells) > 1:
         names = ", ".join(safe_text(cell)[:40] for cell in cells[:3]) + (", ..." if len(cells) > 3 else "")
         raise RequestError(f"the runs hold {len(cells)} settings ({names}); the figure {figure} draws one: name its folder")

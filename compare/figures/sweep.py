@@ -124,7 +124,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     rows = over.rows(rows)
     unproven = {name for name, cell in (getattr(table, "cells", None) or {}).items() if cell.unproven}
     shown = {panel: _shown(rows, over, panel, unproven) for panel in PANELS}
-    shown = {panel: found for panel, found in shown.items() if found or panel.name in ("loss", "gap", "geometry")}
+    shown = {panel: found for panel, found in shown.items() if found or panel.name == "loss"}
     limits = thresholds(rows, over)
     with style.applied():
         figure = _draw(style, over, shown, limits)
@@ -266,7 +266,8 @@ def _notes(over: Swept, shown: Mapping[Panel, list[Shown]], limits: Mapping[str,
     loss = [one for one in next(iter(shown.values())) if one not in theory]
     predicted = {one.curve.key: one.curve for one in theory}
     counted = seed_counts([one.curve for one in loss])
-    notes = [f"Swept: {over.name}. Means over {counted}; the gap is a bound on f - f* by convex duality."]
+    gap = "; the gap is a bound on f - f* by convex duality" if any(panel.name == "gap" for panel in shown) else ""
+    notes = [f"Swept: {over.name}. Means over {counted}{gap}."]
     for panel, found in shown.items():
         off = [
             np.nanmax(np.abs(one.curve.value - other.value) / np.maximum(np.abs(other.value), 1e-300))

@@ -123,6 +123,19 @@ def test_a_third_option_makes_one_map_each(plane_table, width):
     assert [row[3] for row in alone.rows] == [row[3] for row in drawing.rows if row[0] == "phase depth = 3"]
 
 
+def test_a_deep_sweep_has_its_predicted_curve_and_no_empty_panel(tmp_path):
+    options = {"activation": "linear", "classes": 3, "dim": 4, "depth": 2, "lambda_w": "1e-3:1e-2:3log"}
+    folder = run(tmp_path, "deep", [0], options)
+    drawing = figures.draw("sweep", compare.load(tmp_path), Style.of("neurips"))
+    assert [ax.get_label() for ax in drawing.figure.axes] == ["loss"]
+    _, predicted = curve(drawing, "loss", "predicted loss")
+    own = sorted((row["parameters"]["lambda_w"], row["predicted"]) for row in read_cells(folder))
+    np.testing.assert_allclose(predicted, [loss for _, loss in own], rtol=1e-12)
+    assert not any("No closed form" in note or "duality" in note for note in drawing.notes)
+    with pytest.raises(RequestError, match="theory sweep of 3 cells; the figure layers draws a training"):
+        figures.draw("layers", compare.load(tmp_path), Style.of("neurips"))
+
+
 def test_what_cannot_be_drawn_is_one_line(flow_table, end_table, tmp_path):
     run(tmp_path / "a", "flow", [0], {"t_end": 5.0, "points": 5})
     for name, table, said in (
