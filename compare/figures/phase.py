@@ -73,7 +73,9 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
 
 def _plane(options: Mapping[str, Sequence[Any]]) -> tuple[list[str], str]:
     """Return the two options of a heat map and the third that gives one map a value ("": none); no options where curves serve."""
-    if "init_scale" in options or not 2 <= len(options) <= 3:
+    if not 2 <= len(options) <= 3:
+        return [], ""
+    if "init_scale" in options and "depth" in options:  # one curve a depth says more than a map
         return [], ""
     few = sorted((name for name, values in options.items() if len(values) <= MAPS_MOST), key=lambda name: len(options[name]))
     third = "" if len(options) == 2 else "depth" if "depth" in few else few[0] if few else ""
@@ -153,13 +155,22 @@ def _share_axis(ax: Any, name: str, label: str, groups: Mapping[str, Any]) -> No
     ax.set_xscale("log")
     ax.set_xlim(values[0] / 1.1, values[-1] * 1.1)
     ax.xaxis.set_major_locator(FixedLocator(values if len(values) <= 6 else values[:: -(-len(values) // 6)]))
-    ax.xaxis.set_major_formatter(FixedFormatter([f"{v:g}" for v in ax.xaxis.get_major_locator().locs]))
+    at = ax.xaxis.get_major_locator().locs
+    ax.xaxis.set_major_formatter(FixedFormatter([_tick(v) for v in at]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(label)
     ax.set_ylabel("Share of starts")
 
 
 # --- a heat map over two options -------------------------------------------------------------------------------------
+
+
+def _tick(value: float) -> str:
+    """Return a label of a few characters: 0.7, 0.02, 3.2e-3."""
+    if not 0 < value < 0.01:
+        return f"{value:.3g}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
 
 
 def _heat(rows: Sequence[dict[str, Any]], names: Sequence[str], third: str, style: Style) -> Drawing:
@@ -234,7 +245,7 @@ def _mesh(ax: Any, shares: np.ndarray, xs: list[float], ys: list[float], labels:
     for axis, values, most in ((ax.xaxis, xs, labels), (ax.yaxis, ys, 6)):
         stride = -(-len(values) // most)
         axis.set_major_locator(FixedLocator(list(range(0, len(values), stride))))
-        axis.set_major_formatter(FixedFormatter([f"{v:.2g}" for v in values[::stride]]))
+        axis.set_major_formatter(FixedFormatter([_tick(v) for v in values[::stride]]))
         axis.set_minor_locator(NullLocator())
 
 

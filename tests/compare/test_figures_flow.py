@@ -11,7 +11,7 @@ from sweep_tables import ends, flows, plane, run
 import compare
 from compare import figures
 from compare.figures import cells
-from compare.figures.phase import Count
+from compare.figures.phase import Count, _plane, _tick
 from compare.style import Style
 from ufm.errors import RequestError
 from ufm.sweep import read_cells
@@ -88,6 +88,17 @@ def test_shares_are_counts_of_starts(end_table):
             assert len(own) == 4
             assert value == np.mean([r.get("over_dnc", 9.0) < 1 - 1e-4 for r in own])
     assert "36 random starts, every one counted" in drawing.notes[0]
+
+
+def test_small_ticks_are_short():
+    assert [_tick(v) for v in (0.00316228, 1e-3, 1e-4, 0.7, 0.0316228)] == ["3.2e-3", "1e-3", "1e-4", "0.7", "0.0316"]
+
+
+def test_width_and_initial_scale_make_a_map_and_two_or_a_depth_make_curves():
+    scales = [0.5, 0.7, 1.0]
+    assert _plane({"dim": [3, 4, 5], "init_scale": scales}) == (["dim", "init_scale"], "")
+    assert _plane({"dim": [3, 4], "init_scale": scales}) == ([], "")
+    assert _plane({"depth": [2, 3, 4], "init_scale": scales}) == ([], "")
 
 
 def test_the_interval_of_a_share_is_clopper_and_pearson():
