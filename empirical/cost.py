@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 
 from empirical.experiment import Experiment
-from empirical.schedule import Clock, due_steps
+from empirical.schedule import Clock, due_steps, small_last_batch
 from ufm.errors import RequestError
 
 FLOPS = 5e10  # of one core on small matrices: an estimate within a factor of three is all that is wanted
@@ -36,6 +36,7 @@ class Cost:
     steps: int
     bytes: int
     seconds: float
+    warning: str | None = None  # what the plan shows that may spoil the measures
 
 
 def cost_of(experiment: Experiment, shape: tuple[int, ...], classes: int, test: int, clock: Clock) -> Cost:
@@ -56,7 +57,7 @@ def cost_of(experiment: Experiment, shape: tuple[int, ...], classes: int, test: 
             "use a smaller --width, --depth or --batch-size"
         )
     seconds = 2 * products * passes / FLOPS + clock.steps * STEP_SECONDS * (len(sizes) + 4)
-    return Cost(parameters, clock.steps, total, seconds)
+    return Cost(parameters, clock.steps, total, seconds, small_last_batch(clock) if experiment.norm == "batch" else None)
 
 
 def layer_sizes(experiment: Experiment, shape: tuple[int, ...], classes: int) -> list[tuple[int, int, int]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from empirical import checkpoint
 from empirical.distributed import Shadow
+from empirical.schedule import small_last_batch
 from empirical.training import Training
 from ufm.errors import RunError
 from ufm.record import Run
@@ -35,6 +36,9 @@ class Keeper:
     def take_up(self, number: int, tree: dict[str, Any] | None) -> None:
         """Go back to the checkpoint `number` with this tree, or (None) to the start."""
         training, self.number = self.training, number
+        note = small_last_batch(training.clock) if training.experiment.norm == "batch" else None
+        if tree is None and note is not None:
+            self.run.log(f"warning: {note}")
         if tree is not None:
             put_state(training, tree)
             self.lines = dict(tree["lines"])

@@ -13,6 +13,7 @@ PAPYAN = (
     *(*range(1, 15), 16, 17, 19, 20, 22, 24, 27, 29, 32, 35, 38, 42, 45, 50, 54, 59, 65, 71, 77, 85, 92, 101),
     *(110, 121, 132, 144, 158, 172, 188, 206, 225, 245, 268, 293, 320, 350),
 )
+FEW = 8  # samples of a last batch below which batch norm is warned about
 LOG_POINTS = 24  # of --measure-at log, before rounding to whole epochs
 
 
@@ -44,6 +45,19 @@ class Clock:
         """Epochs done after `step` steps: a whole number at the end of an epoch."""
         whole, rest = divmod(step, self.per_epoch)
         return whole if rest == 0 else round(step / self.per_epoch, 6)
+
+
+def small_last_batch(clock: Clock) -> str | None:
+    """Return a warning where the last batch of an epoch is so small that its statistics under batch norm are noise; else None."""
+    left, all_ = clock.samples % clock.batch, clock.samples
+    if left < 2 or left >= min(FEW, clock.batch) or clock.per_epoch == 1:  # a single one joins the batch before
+        return None
+    divisors = [b for b in range(min(FEW, all_), all_ + 1) if all_ % b == 0]
+    best = min(divisors, key=lambda b: abs(b - clock.batch))
+    return (
+        f"the last batch of an epoch has {left} of {all_} samples; batch norm over so few can keep train from collapsing: "
+        f"--batch-size {best} divides {all_}"
+    )
 
 
 def learning_rate(name: str, base: float, step: int, clock: Clock, every: int, factor: float) -> float:

@@ -165,9 +165,16 @@ class Request:
 
     def check(self) -> list[Any]:
         """Return the cost of one training of each setting; RequestError for the first that cannot be done."""
+        from empirical.devices import launched
+
         mirror.check(self.execution.tensorboard)
         check = self.study.function("check")
-        return [check(setting, self.seeds[0]) for setting in self.settings]
+        costs = [check(setting, self.seeds[0]) for setting in self.settings]
+        launch = launched()
+        heard = launch is None or launch.rank == 0
+        for warning in dict.fromkeys(cost.warning for cost in costs if cost.warning and heard):
+            say(f"warning: {warning}")
+        return costs
 
     def describe(self, as_json: bool) -> int:
         """Print what it would cost."""

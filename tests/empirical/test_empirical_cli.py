@@ -280,6 +280,15 @@ def test_a_value_that_one_sample_per_class_makes_zero_is_marked(empirical, tmp_p
     assert code == 0 and "flag" not in out.splitlines()[0] and "degenerate" not in out
 
 
+@pytest.mark.parametrize(("more", "warned"), [([], True), (["--norm", "none"], False), (["--batch-size", "10"], False)])
+def test_a_last_batch_too_small_for_batch_norm_is_said_and_logged(empirical, tmp_path, more, warned):
+    code, _, err = empirical("run", "collapse", *TINY, "--batch-size", "12", "--workers", "1", *more)  # 3 x 12 + 4
+    line = "warning: the last batch of an epoch has 4 of 40 samples; batch norm over so few can keep train from collapsing: "
+    assert code == 0 and (line + "--batch-size 10 divides 40" in err) == warned
+    (log,) = tmp_path.rglob("log.txt")
+    assert log.read_text().count(line) == warned
+
+
 def test_what_was_written_is_said_only_where_there_are_rows(empirical, tmp_path):
     words = ("run", "collapse", *TINY, "--workers", "1")
     code, _, err = empirical(*words)
