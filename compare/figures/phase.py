@@ -224,13 +224,24 @@ def _map(
                 numbers[i, j], shares[i, j] = len(here), np.mean([SHARES["below"][1](row) for row in here])
     line = _threshold(rows, along, up, xs, ys)
     _mesh(ax, shares, xs, ys, labels)
+    absent = [(j, i) for i, y in enumerate(ys) for j, x in enumerate(xs) if _without_dnc(rows, {along: x, up: y})]
+    if absent:
+        look = {"marker": "x", "markersize": 4, "markeredgewidth": 0.9, "color": "#444444"}
+        ax.plot(*zip(*absent, strict=True), linestyle="none", zorder=3, gid="curve:no DNC", label="_", **look)
+        legend.mark("DNC does not exist", **look)
     if len(line.x):
         ax.plot(line.x, line.value, color="#000000", linestyle=LOOKS["theory"].dashes, lw=1.2, zorder=3,
                 gid=f"curve:{line.key}", label=ZERO_LINE)  # fmt: skip
         legend.line(ZERO_LINE, LOOKS["theory"])
-    cells = [(panel, f"{up} = {y:g}", x, shares[i, j], np.nan, np.nan, int(numbers[i, j]), "")
+    cells = [(panel, f"{up} = {y:g}", x, shares[i, j], np.nan, np.nan, int(numbers[i, j]), "no DNC" if (j, i) in absent else "")
              for i, y in enumerate(ys) for j, x in enumerate(xs)]  # fmt: skip
     return cells + line.rows(panel)
+
+
+def _without_dnc(rows: Sequence[dict[str, Any]], at: Mapping[str, float]) -> bool:
+    """Whether the cell was held against structures and deep neural collapse is none of them."""
+    here = [row.get("structures") for row in rows if all(row["parameters"][name] == x for name, x in at.items())]
+    return bool(here) and all(isinstance(known, Mapping) and known and "dnc" not in known for known in here)
 
 
 ZERO_LINE = "Theory: zero is below DNC to the right"

@@ -112,6 +112,9 @@ def test_two_options_make_a_heat_map_with_the_line_of_theory(plane_table, width)
     assert collisions(drawing.figure) == []
     shares = [row for row in drawing.rows if row[1].startswith("dim = ")]
     assert len(shares) == 15 and {row[6] for row in shares} == {3}
+    # Far beyond the line DNC does not exist: those cells are marked.
+    marked = {row[2] for row in shares if row[-1] == "no DNC"}
+    assert marked == {0.1}
     # DNC and zero have equal loss at g = (n P)^(1/4) K = g_crit = (2/3)^(1/2) / 3, with P = lambda_h lambda_w^3.
     edge = (((2 / 3) ** 0.5 / 3 / 3) ** 4 / 50 / 4e-3) ** (1 / 3)
     place = np.interp(math.log10(edge), [-3, -2.5, -2, -1.5, -1], range(5))
