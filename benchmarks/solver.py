@@ -92,8 +92,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     ours = cpu_seconds(lambda: solve(LARGE), options.trials)
-    # its default tolerances end at a residual of .1 here; these let it go on until its line search gives up
-    theirs, found = once(lambda: scipy_search(LARGE, ftol=1e-13, gtol=1e-9))
+    # its default tolerances end at a residual of .1 here; these let it go on until the loss no longer falls in float64,
+    # which is still two digits short of the 1e-10 asked for
+    theirs, found = once(lambda: scipy_search(LARGE, ftol=0.0, gtol=1e-13))
     mine = solve(LARGE)
     note = f"residual {mine.gradient_norm:.0e} and gap {mine.certificate.gap:.0e} against residual {found.residual:.0e}"
     rows.append(Row("optimum, K=100 d=512 n=50 lambda 1e-5", ours, "SciPy L-BFGS-B, all samples", theirs, 200, note))
