@@ -13,7 +13,7 @@ from compare.calibrate import STRUCTURES, expected
 from compare.figures.arrays import Kept, classes_note, kept
 from compare.figures.axes import Legend, finish, make_square, panels, title
 from compare.figures.drawing import Drawing
-from compare.figures.maps import COLORS, draw_map, map_rows
+from compare.figures.maps import COLORS, colour_bar, draw_map, map_rows
 from compare.figures.series import COLUMNS, excluded_note
 from compare.style import Style
 from ufm.errors import RequestError
@@ -81,7 +81,6 @@ def _rows(panel: str, values: np.ndarray, seeds: int) -> list[tuple[Any, ...]]:
 
 def _draw(style: Style, pairs: Mapping[str, Pair]) -> Any:
     from matplotlib.colors import LinearSegmentedColormap, Normalize
-    from matplotlib.ticker import MaxNLocator, NullLocator
 
     # Predicted above measured where there is room for three columns, else side by side.
     order = [(name, kind) for kind in ("predicted", "measured") for name in pairs]
@@ -104,12 +103,7 @@ def _draw(style: Style, pairs: Mapping[str, Pair]) -> Any:
             ax.set_ylabel(f"{kind.capitalize()}\nClass $i$" if style.wide else "Class $i$")
         if index >= 6 - columns:
             ax.set_xlabel("Class $j$" if style.wide else f"{kind.capitalize()}, class $j$")
-    bar = figure.colorbar(mesh, ax=list(grid.ravel()), location="bottom", fraction=0.05, aspect=35, pad=0.02)
-    bar.set_label("Entry / largest predicted one")
-    bar.ax.set_label("colours")
-    bar.ax.xaxis.set_major_locator(MaxNLocator(5))
-    bar.ax.xaxis.set_minor_locator(NullLocator())
-    bar.outline.set_visible(False)
+    colour_bar(figure, mesh, grid.ravel(), "Entry / largest predicted one", 0.05)
     make_square(figure, grid[0, 0])
     finish(figure, style, Legend())
     return figure

@@ -11,7 +11,17 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from compare.figures.axes import NC1, PLAIN, Legend, LogAxis, draw_curve, finish, panels, title, zero_line
 from compare.figures.drawing import Drawing
 from compare.figures.head_sizes import sentence, sizes
-from compare.figures.heads import DECOUPLED, Theory, Trained, along_layers, norm_shares, of_theory, theories, trained
+from compare.figures.heads import (
+    DECOUPLED,
+    Theory,
+    Trained,
+    along_layers,
+    norm_shares,
+    of_theory,
+    theories,
+    theory_notes,
+    trained,
+)
 from compare.figures.series import COLUMNS, Curve, excluded_note, seed_counts
 from compare.style import LOOKS, Look, Style, group_look
 
@@ -150,11 +160,7 @@ def _notes(found: Sequence[Trained], known: Sequence[Theory], unknown: str, draw
         f"Feature layers of the head: {names}. Class means are post-activation and about the origin; W_l maps H_l on.",
         f"Means over {seed_counts(every)} with 95 % Student-t intervals (NC1: of the log mean), at the last epoch.",
     ]
-    if known:
-        listed = "; ".join(f"{one.label.removeprefix('Theory: ')} ranks {[x.rank for x in one.head.layers]}" for one in known)
-        notes.append(f"Theory: {listed}. Shapes hold at every weight decay that keeps the structure; H_1 is free there.")
-    if unknown:
-        notes.append(f"No structure is drawn: {unknown}.")
+    notes += theory_notes(known, unknown)
     if any(not balanced(one) for one in found):
         notes.append("Decoupled weight decay, none, or a bias: the norms need not balance, and the line is for the others.")
     notes.append("Limits: training time grows at a fixed training set (t, then n).")

@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from compare.figures.axes import PLAIN, Legend, draw_curve, finish, panels, title
 from compare.figures.drawing import Drawing
-from compare.figures.heads import Theory, Trained, of_theory, over_seeds, theories, trained
+from compare.figures.heads import Theory, Trained, of_theory, over_seeds, theories, theory_notes, trained
 from compare.figures.series import COLUMNS, Curve, excluded_note, seed_counts
 from compare.points import arrays_of, seed_folder
 from compare.style import LOOKS, Look, Style, group_look
@@ -113,11 +113,7 @@ def _notes(
         f"Feature layers of the head: {names}. Class means are post-activation and about the origin, at the last epoch.",
         f"Means over {seed_counts([c for here in measured for c, _, _ in here])} with 95 % Student-t intervals.",
     ]
-    if known:
-        listed = "; ".join(f"{one.label.removeprefix('Theory: ')} ranks {[x.rank for x in one.head.layers]}" for one in known)
-        notes.append(f"Theory: {listed}. Shapes hold at every weight decay that keeps the structure; H_1 is free there.")
-    if unknown:
-        notes.append(f"No structure is drawn: {unknown}.")
+    notes += theory_notes(known, unknown)
     if found[0].depth > MOST_LAYERS:
         notes.append(f"The first {MOST_LAYERS} of {found[0].depth} layers are shown.")
     return tuple(notes)

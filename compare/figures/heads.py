@@ -216,6 +216,17 @@ def theories(one: Trained) -> tuple[list[Theory], str]:
     return found, reason
 
 
+def theory_notes(known: Sequence[Theory], unknown: str) -> list[str]:
+    """Say under a figure which structures are drawn, and why none of the others is."""
+    notes = []
+    if known:
+        listed = "; ".join(f"{one.label.removeprefix('Theory: ')} ranks {[x.rank for x in one.head.layers]}" for one in known)
+        notes.append(f"Theory: {listed}. Shapes hold at every weight decay that keeps the structure; H_1 is free there.")
+    if unknown:
+        notes.append(f"No structure is drawn: {unknown}.")
+    return notes
+
+
 def structures_of(problem: Any) -> tuple[list[Any], str]:
     """Return `ufm.layer_predictions` of both ReLU structures, or of the lowest linear one; or none, and the reason."""
     import ufm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,15 +42,20 @@ def draw_maps(
             ax.tick_params(labelleft=False)
         else:
             ax.set_ylabel(sides[0])
-    bar = figure.colorbar(mesh, ax=list(grid[0]), location="bottom", fraction=0.06, aspect=35, pad=0.02)
-    bar.set_label(colour_label)
+    colour_bar(figure, mesh, grid[0], colour_label, 0.06)
+    make_square(figure, grid[0, 0])
+    finish(figure, style, Legend())
+    return figure
+
+
+def colour_bar(figure: Figure, mesh: Any, panels: Iterable[Axes], label: str, fraction: float) -> None:
+    """Draw one colour bar below `panels`, as high as `fraction` of them."""
+    bar = figure.colorbar(mesh, ax=list(panels), location="bottom", fraction=fraction, aspect=35, pad=0.02)
+    bar.set_label(label)
     bar.ax.set_label("colours")
     bar.ax.xaxis.set_major_locator(MaxNLocator(5))
     bar.ax.xaxis.set_minor_locator(NullLocator())
     bar.outline.set_visible(False)
-    make_square(figure, grid[0, 0])
-    finish(figure, style, Legend())
-    return figure
 
 
 def draw_map(ax: Axes, values: np.ndarray, norm: Normalize, colors: Any, name: str, *, diagonal: bool = False) -> Any:

@@ -2,24 +2,9 @@
 
 import re
 
-import pytest
-from command_line import Shell
-
 from ufm.references import REFERENCES
 from ufm.solvers import METHODS
 from ufm.theory import PREDICTIONS
-
-
-@pytest.fixture
-def ufm(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def load():
-        from ufm.cli import main
-
-        return main
-
-    return Shell("ufm", load, tmp_path, capsys)
 
 
 def blocks(text):

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import Shell
 
 from ufm.errors import RequestError, RunError
 from ufm.record import Run
@@ -17,18 +16,6 @@ def attacks(pattern):
     found = sorted(ATTACKS.glob(pattern))
     assert len(found) >= 5, f"the files {pattern} are missing"
     return pytest.mark.parametrize("attack", found, ids=lambda p: p.name)
-
-
-@pytest.fixture
-def ufm(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def load():
-        from ufm.cli import main
-
-        return main
-
-    return Shell("ufm", load, tmp_path, capsys)
 
 
 @pytest.fixture

@@ -4,23 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from command_line import Shell
 
 SMALL = ("simulate", "single", "--classes", "3", "--dim", "4", "--per-class", "5", "--device", "cpu")
 SOFT = [[0.5, 0.5, 0.0], [0.0, 0.25, 0.75], [0.1, 0.2, 0.7]]
 LABELS = [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
-
-
-@pytest.fixture
-def ufm(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def load():
-        from ufm.cli import main
-
-        return main
-
-    return Shell("ufm", load, tmp_path, capsys)
 
 
 def save(rows, name="rows.json"):

@@ -9,23 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import Shell
 
 from ufm.systems import SYSTEMS
 
 TESTS = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def ufm(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def load():
-        from ufm.cli import main
-
-        return main
-
-    return Shell("ufm", load, tmp_path, capsys)
 
 
 SMALL = ("simulate", "single", "--classes", "3", "--dim", "4", "--per-class", "5", "--device", "cpu")

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from command_line import Shell
 
 from ufm.commands.listing import Setting
 from ufm.commands.shared import Chosen, Working, load_system
@@ -24,18 +23,6 @@ VALUES = [
 
 # What lies on this machine is no test, and no shell can give a zero byte.
 NO_FOLDERS = [value for value in VALUES if value not in ("/", ".", "~") and "\0" not in value]
-
-
-@pytest.fixture
-def ufm(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def load():
-        from ufm.cli import main
-
-        return main
-
-    return Shell("ufm", load, tmp_path, capsys)
 
 
 def words_of(field, rng):
