@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -50,6 +52,14 @@ def once(work: Callable[[], Any]) -> tuple[float, Any]:
     begun = time.process_time()
     result = work()
     return time.process_time() - begun, result
+
+
+def command_seconds(command: list[str]) -> tuple[float, float]:
+    """Return (seconds by the clock, CPU seconds of it and its workers) of a command, from its start to its end."""
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    after, ended = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    return ended - begun, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def arguments(description: str, *, smoke: bool = False) -> argparse.Namespace:

@@ -9,12 +9,9 @@ one these rows say so. --smoke runs every row once at a tiny size, those of a GP
 
 from __future__ import annotations
 
-from harness import Row, arguments, cpu_seconds, report  # isort: skip  (sets the thread counts)
+from harness import Row, arguments, command_seconds, cpu_seconds, report  # isort: skip  (sets the thread counts)
 
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -94,10 +91,7 @@ def whole_command(flags: list[str], epochs: int) -> tuple[float, float]:
     """Return (seconds by the clock, CPU seconds) of `empirical run collapse` from its start to its end."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "empirical", "run", "collapse", *flags, "--epochs", str(epochs), "--out", folder]
-        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run([*command, "--device", "cpu", "--workers", "1"], check=True, capture_output=True, env=dict(os.environ))
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.perf_counter() - begun, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return command_seconds([*command, "--device", "cpu", "--workers", "1"])
 
 
 # --- what a user has -----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The documents: every link leads somewhere, and what the README tells a reader to type works as typed."""
 
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -33,6 +34,14 @@ def test_readme_is_short_and_shows_a_figure_first():
     lines = README.splitlines()
     assert len(lines) <= 150
     assert next(i for i, line in enumerate(lines) if line.startswith("![")) < 25
+
+
+def test_the_page_of_benchmarks_shows_the_results_as_they_are():
+    # Found by its path: the benchmarks are no package.
+    origin = importlib.util.spec_from_file_location("benchmark_table", ROOT / "benchmarks" / "table.py")
+    table = importlib.util.module_from_spec(origin)
+    origin.loader.exec_module(table)
+    assert table.page() == (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"), "run python benchmarks/table.py"
 
 
 def commands():
