@@ -41,6 +41,18 @@ def test_every_cell_of_an_existing_study_is_a_valid_request_that_finds_itself(na
             assert paper_of(cell["study"], experiment.setting()) == name
 
 
+def test_the_grokking_preset_is_the_cell_of_its_paper():
+    from empirical import presets
+    from empirical.studies import study
+    from ufm.spec import build
+
+    about, options = presets.read("grokking")
+    cell = paper("grokking").scales["laptop"].cells["large"]
+    experiment = build(study(about["study"]).spec, cells(resolve(study(about["study"]).spec, options))[0]).resolved()
+    assert fits(cell, about["study"], experiment.setting())
+    assert fits({"study": "collapse", "options": options}, cell["study"], cell["options"])  # and names nothing more
+
+
 def test_another_setting_is_another_paper():
     cell = paper("hui2022").scales["demo"].cells["collapse"]
     assert paper_of("collapse", cell["options"]) == "hui2022"
