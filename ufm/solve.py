@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ufm.certify import certificates, closed, proven
+from ufm.certify import certificates, closed
 from ufm.errors import RequestError
+from ufm.loop import CERTIFIED, STALLED, STATUS, STEP_LIMIT, ZERO, Prover, at_zero, iterate, objective_of, prover, settle
 from ufm.losses import supcon
 from ufm.problem import Problem
 from ufm.reduce import (
-    Reduced,
     columns,
     expand,
     fits,
@@ -27,9 +28,10 @@ from ufm.reduce import (
     signature,
 )
 from ufm.seeds import check_seed
-from ufm.solution import Solution, Status
-from ufm.solvers import METHODS, OBJECTIVES, SOLVERS, Solver
+from ufm.solution import Solution
+from ufm.solvers import METHODS, SOLVERS, Solver
 from ufm.solvers.lbfgs import MEMORY
+from ufm.solvers.moves import arrange
 from ufm.solvers.objective import Objective
 from ufm.solvers.revive import revive
 from ufm.tables import load, resolve_target, suggest
@@ -43,14 +45,10 @@ SMALL = 1000  # ... with so many parameters, where a batch of attempts costs lit
 LARGE = 5000  # parameters from which Newton's few costly steps beat many cheap ones (7 times at K = 100)
 HUGE = 200_000  # ... and to which: products with a nearly singular Hessian become many (d < K, soft targets)
 MANY = 150  # classes from which the curvature of every logit is worth its K x K work
+SHORT = 150  # iterations after which "classwise" gives way to Newton's steps: where it serves it takes 10 to 100
 CHUNK = 24 << 20  # bytes worked on at once: small enough for the outer cache, large enough to hide the cost of a call
 LARGEST = 64 << 30  # bytes; a problem beyond it is a typing error on any machine this runs on
-TIRED = 25  # iterations without halving the residual after which the duality gap is asked whether this is the optimum
-PATIENCE = 2000  # iterations without halving the residual before a solve counts as stalled
-COMPACT = 0.75  # finished problems leave the batch when no more than this share is left
 COARSE = 1e-3  # tolerance of the temperatures on the way to the one asked for
-STATUS = (Status.CONVERGED, Status.ZERO, Status.CERTIFIED, Status.STEP_LIMIT, Status.STALLED, Status.DIVERGED)
-CONVERGED, ZERO, CERTIFIED, STEP_LIMIT, STALLED, DIVERGED, RUNNING = range(7)
 
 
 def solve(
@@ -289,7 +287,11 @@ class Run:
         x = self.cool(repeated, objective.start(torch.cat(starts)))
         # Features >= 0 whose multipliers vanish (MSE) slow the search down for ever: there the gap is asked at intervals.
         slow = problems[0].features == "nonnegative"
-        end = iterate(objective, self.solver, x, self.steps, self.tol, prover(problems[0]), sublinear=slow)
+        if slow and tries == STARTS and problems[0].dim < groups_of(problems[0]):
+            objective = objective.select(torch.arange(count, device=x.device))
+            x, end = arrange(objective, x, tries, self.solver, self.steps, self.tol, prover(problems[0]))
+            return self.improve(problems, seeds, objective, x, end, starts[0])
+        end = self.descend(objective, x, prover(problems[0]), slow)
         x = settle(objective, end)
         values = objective.score(x)
         # The lowest value wins; among values equal to rounding, a converged run.
@@ -299,13 +301,36 @@ class Run:
         best = torch.where(close, unfinished, 2.0).argmin(0)
         index = best * count + torch.arange(count, device=best.device)
         end, objective, x = {name: value[index] for name, value in end.items()}, objective.select(index), x[index]
+        return self.improve(problems, seeds, objective, x, end, starts[0])
+
+    def improve(
+        self, problems: list[Problem], seeds: list[int], objective: Objective, x: Tensor, end: dict[str, Tensor], start: Tensor
+    ) -> tuple[list[Solution], list[int]]:
+        """Return the Solutions after what is known of local minima, and which problems they do not fit the dimension of."""
         if problems[0].constraint == "ridge" and loss_name(problems[0]) == "focal":
-            x = self.compare_with_zero(objective, x, end, starts[0])
-        if slow and prover(problems[0]) is not None:
+            x = self.compare_with_zero(objective, x, end, start)
+        if problems[0].features == "nonnegative" and prover(problems[0]) is not None:
             x = revive(objective, x, end, self.solver, self.steps, self.tol, prover(problems[0]))
         features = objective.factors(x)[1].cpu()
         narrow = [i for i, p in enumerate(problems) if p.features == "nonnegative" and not fits(p, features[i])]
-        return finish(problems, seeds, objective, x, end, self.name), narrow
+        found = finish(problems, seeds, objective, x, end, self.name)
+        for i in (end["iterations"] > SHORT).nonzero().flatten().tolist() if self.name == "classwise" else ():
+            found[i] = replace(found[i], method="classwise, newton")
+        return found, narrow
+
+    def descend(self, objective: Objective, x: Tensor, prove: Prover | None, sublinear: bool) -> dict[str, Tensor]:
+        """Return where the solver ends; what "classwise" leaves unfinished after `SHORT` iterations Newton's steps finish."""
+        if self.name != "classwise" or self.steps <= SHORT:
+            return iterate(objective, self.solver, x, self.steps, self.tol, prove, sublinear)
+        end = iterate(objective, self.solver, x, SHORT, self.tol, prove)
+        index = ((end["status"] == STEP_LIMIT) | (end["status"] == STALLED)).nonzero().squeeze(1)
+        if len(index):
+            newton = load(SOLVERS, "newton", "method")()
+            again = iterate(objective.select(index), newton, end["x"][index], self.steps - SHORT, self.tol, prove)
+            again["iterations"] += end["iterations"][index]
+            for name, value in again.items():
+                end[name][index] = value
+        return end
 
     def compare_with_zero(self, objective: Objective, x: Tensor, end: dict[str, Tensor], start: Tensor) -> Tensor:
         """Return the end points, none above zero: a loss that is not convex has minima that cost more than no features at all."""
@@ -345,110 +370,6 @@ def temperatures(problem: Problem) -> list[float]:
         way.append(at)
         at /= 2
     return way
-
-
-def objective_of(problem: Problem, reduced: Reduced) -> Objective:
-    """Return the objective of a batch whose problems share the signature of `problem`."""
-    name = "tied" if problem.loss == "supcon" else problem.constraint
-    return load(OBJECTIVES, name, "objective")(reduced)
-
-
-def prover(problem: Problem) -> Callable[[Objective, Tensor], Tensor] | None:
-    """Return what tells which points (B, P) of a batch like `problem` the duality gap proves optimal; None without a proof."""
-    if problem.constraint != "ridge" or loss_name(problem) == "focal":
-        return None
-    nonnegative = problem.features == "nonnegative"
-    return lambda objective, x: proven(objective.reduced, objective.logits(x), objective.value(x), nonnegative)
-
-
-def iterate(
-    objective: Objective,
-    solver: Solver,
-    x: Tensor,
-    steps: int,
-    tol: float,
-    prove: Callable[[Objective, Tensor], Tensor] | None = None,
-    sublinear: bool = False,
-) -> dict[str, Tensor]:
-    """Run a solver until every problem has ended: the one loop. Finished problems leave the batch in bulk."""
-    batch, device = len(x), x.device
-    out = {
-        "x": x.clone(),
-        "residual": x.new_full((batch,), torch.inf),
-        "iterations": torch.zeros(batch, dtype=torch.long, device=device),
-        "status": torch.full((batch,), RUNNING, device=device),
-    }
-    every = 1 if device.type == "cpu" else 10  # asking a GPU whether it is done makes it wait
-    active = torch.arange(batch, device=device)
-    state = solver.init(objective, x)
-    best, since = state.residual.clone(), torch.zeros_like(active)
-    for k in range(steps + 1):
-        if k % every == 0 or k == steps:
-            better = state.residual < 0.5 * best
-            best, since = torch.where(better, state.residual, best), torch.where(better, k, since)
-            idle = k - since
-            status = _ended(objective, state, tol, idle > PATIENCE)
-            if k == steps:
-                status[status == RUNNING] = STEP_LIMIT
-            slow = (idle > 0) & (idle % TIRED == 0) | (sublinear and k > 0 and k % (4 * TIRED) == 0)
-            asked = (status == STEP_LIMIT) | (status == STALLED) | ((status == RUNNING) & slow)
-            if prove is not None and bool(asked.any()):
-                index = asked.nonzero().squeeze(1)
-                done = prove(objective.select(index), state.x[index])
-                status[index] = torch.where(done, CERTIFIED, status[index])
-            new = ((status != RUNNING) & (out["status"][active] == RUNNING)).nonzero().squeeze(1)
-            if len(new):
-                at = active[new]
-                out["x"][at], out["residual"][at] = state.x[new], state.residual[new]
-                out["iterations"][at], out["status"][at] = k, status[new]
-                going = (out["status"][active] == RUNNING).nonzero().squeeze(1)
-                if not len(going):
-                    break
-                if len(going) <= COMPACT * len(active):
-                    state, objective = state.select(going), objective.select(going)
-                    active, best, since = active[going], best[going], since[going]
-        state = solver.step(objective, state)
-    return out
-
-
-def _ended(objective: Objective, state: object, tol: float, tired: Tensor) -> Tensor:
-    """Return the status code of every problem in the batch, RUNNING for those that go on."""
-    residual = state.residual
-    status = torch.full_like(residual, RUNNING, dtype=torch.long)
-    status[state.stalled | tired] = STALLED
-    status[residual <= tol] = CONVERGED
-    status[objective.is_zero(state.x)] = ZERO
-    status[~torch.isfinite(residual)] = DIVERGED
-    return status
-
-
-def settle(objective: Objective, end: dict[str, Tensor]) -> Tensor:
-    """Return the end points, exactly zero where zero is optimal, with the bias that is optimal there."""
-    index = (end["status"] == ZERO).nonzero().squeeze(1)
-    x = end["x"].clone()
-    if not len(index):
-        return x
-    some = objective.select(index)
-    at = at_zero(some, x[index])
-    x[index] = at
-    end["residual"][index] = some.gradient(at).norm(dim=1)
-    return x
-
-
-def at_zero(some: Objective, x: Tensor, keep: bool = True) -> Tensor:
-    """Return the zero solution with the bias that is optimal there, searched from the bias of x, or from 0 if not `keep`."""
-    at = some.zero(x)
-    if not keep:
-        at.zero_()
-    if some.bias_rate is not None:  # U = V = 0 is stationary, so that L-BFGS moves the bias alone
-        solver = load(SOLVERS, "lbfgs", "method")()
-        state = solver.init(some, at)
-        for _ in range(200):
-            if bool((state.g.norm(dim=1) < 1e-15).all()) or bool(state.stalled.all()):
-                break
-            state = solver.step(some, state)
-        at = torch.where(torch.isfinite(state.x).all(1, keepdim=True), state.x, at)
-    return at
 
 
 # --- the way back ------------------------------------------------------------------------------------------------

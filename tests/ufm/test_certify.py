@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import ufm
 from ufm.certify import certificates, optimal_bias, spectral_norm
+from ufm.loop import objective_of
 from ufm.reduce import reduce
-from ufm.solve import objective_of
 
 PLAIN = {"lambda_w": 0.02, "lambda_h": 0.005}
 KINDS = {

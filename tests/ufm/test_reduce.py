@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import ufm
+from ufm.loop import objective_of
 from ufm.reduce import balance, internal_dim, padded, random_start, reduce
-from ufm.solve import objective_of
 
 
 def test_padding_rounds_up_by_at_most_half():

@@ -8,8 +8,9 @@ import torch
 
 import ufm
 from ufm.errors import RequestError
+from ufm.loop import objective_of
 from ufm.reduce import random_start, reduce
-from ufm.solve import method_for, objective_of
+from ufm.solve import method_for
 from ufm.solvers.classwise import Blocks
 
 SAYS = {  # ends that are no optimum, each with a sentence of its own

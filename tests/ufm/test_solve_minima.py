@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import ufm
+from ufm.loop import objective_of, prover
 from ufm.reduce import random_start, reduce
-from ufm.solve import Run, objective_of, prover
+from ufm.solve import Run
 from ufm.solvers import SOLVERS
 from ufm.solvers.revive import revive
 from ufm.tables import load

@@ -118,29 +118,40 @@ class Blocks:
         u, v = (part.diagonal(dim1=1, dim2=2).clamp_min(least) for part in (u, v))
         self.u, self.v = u.unsqueeze(2), v.unsqueeze(1)
         curvature = r.loss.curvature(z, r.targets).mul_(r.weight)
-        if objective.bias_rate is not None:
-            own = (curvature * objective.bias_rate**2).sum(2) + r.bias_penalty * r.bias_scale**2
-            self.bias = own.clamp_min(FLAT * own.amax(1, keepdim=True)).unsqueeze(2)
-        # Far from the optimum the pull on an own logit is the stiffest there is; at the optimum it equals c.
-        pull = r.targets.own(objective.residual(z.clone()).mul_(objective.scale)).abs()
+        # The residual couples U and V beyond the blocks. At the optimum its spectral norm is c, and no row or column is longer.
+        pull = objective.residual(z.clone()).mul_(objective.scale)
+        pull = torch.maximum(pull.norm(dim=1), pull.norm(dim=2))
         self.stiff = torch.maximum(pull, objective.c).unsqueeze(2)
-        reach = self.v**2 / self.stiff + self.u**2 / self.stiff.mT
-        curvature.mul_(objective.scale**2)
-        self.share = curvature / (1 + curvature * reach)
+        reach = (self.v**2 / self.stiff + self.u**2 / self.stiff.mT).mul_(objective.scale**2)
+        share = curvature / (1 + curvature * reach)  # what is left of a logit's curvature once its block has given way
+        self.share = share * objective.scale**2
+        self.common = common(objective)
+        if objective.bias_rate is not None:
+            self.coupling = share * objective.scale * objective.bias_rate
+            own = (share * objective.bias_rate**2).sum(2) + r.bias_penalty * r.bias_scale**2
+            self.bias = own.clamp_min(FLAT * own.amax(1, keepdim=True)).unsqueeze(2)
 
     def __call__(self, g: Tensor) -> Tensor:
         """Return P g, (B, P)."""
         gu, gv, gb = self.objective.parts(g)
+        if self.common is not None:
+            gu, gv = (without(part, unit) for part, unit in zip((gu, gv), self.common, strict=True))
         out = torch.empty_like(g)
         yu, yv, yb = self.objective.parts(out)
         torch.div(gu, self.stiff, out=yu)
         torch.div(gv, self.stiff, out=yv)
         moved = yu * self.v
-        moved.addcmul_(self.u, yv.mT).mul_(self.share)
+        moved.addcmul_(self.u, yv.mT)
+        if gb is not None:
+            torch.div(gb - (self.coupling * moved).sum(2, keepdim=True), self.bias, out=yb)
+        moved.mul_(self.share)
+        if gb is not None:
+            moved.addcmul_(self.coupling, yb)
         yu.addcdiv_(moved * self.v, self.stiff, value=-1)
         yv.addcdiv_((moved * self.u).mT, self.stiff, value=-1)
-        if gb is not None:
-            torch.div(gb, self.bias, out=yb)
+        if self.common is not None:
+            for part, unit in zip((yu, yv), self.common, strict=True):
+                part.copy_(without(part, unit))
         return out
 
 
@@ -158,8 +169,30 @@ def start(objective: Objective, x: Tensor) -> Tensor:
         best, lowest = torch.where(value < lowest, t, best), torch.minimum(value, lowest)
     size = (best[:, None] / scale).sqrt().unsqueeze(2)
     out = x.clone()
-    for part in objective.parts(out)[:2]:
+    kept = common(objective)
+    for side, part in enumerate(objective.parts(out)[:2]):
         part.mul_(NOISE / (2 * k**0.5) / part.std(dim=(1, 2), keepdim=True))
         part.diagonal(dim1=1, dim2=2).add_(1.0)
         part.mul_(size)
+        if kept is not None:
+            part.copy_(without(part, kept[side]))
     return out
+
+
+def common(objective: Objective) -> tuple[Tensor, Tensor] | None:
+    """Return the unit vectors (B, K, 1) that U and V are orthogonal to at an optimum with a free bias, else 0; None if all are 0.
+
+    The residual R of the loss has R w = 0 there, so that V is orthogonal to sqrt n, and 1'R = 0, so that U is to 1.
+    """
+    r = objective.reduced
+    if r.bias_penalty is None or bool((r.bias_penalty > 0).all()):
+        return None
+    free = (r.bias_penalty == 0).to(r.weight.dtype).unsqueeze(2)
+    v = (1 / r.feature_scale).mT
+    u = torch.ones_like(v) if r.logit_scale is None else torch.zeros_like(v)
+    return tuple(free * side / side.norm(dim=1, keepdim=True).clamp_min(1e-300) for side in (u, v))
+
+
+def without(part: Tensor, unit: Tensor) -> Tensor:
+    """Return the rows of part (B, K, r) orthogonal to unit (B, K, 1)."""
+    return part - unit * (unit * part).sum(1, keepdim=True)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from ufm.errors import RequestError
+from ufm.loop import CONVERGED, ZERO, objective_of
 from ufm.predict import predict
 from ufm.prediction import EVIDENCE, Prediction
 from ufm.problem import Problem
 from ufm.reduce import internal_dim, reduce
 from ufm.solution import Solution
-from ufm.solve import CONVERGED, ZERO, finish, objective_of
+from ufm.solve import finish
 
 
 def solve_exact(

@@ -35,7 +35,7 @@ def revive(
     prove: Callable[[Objective, Tensor], Tensor],
 ) -> Tensor:
     """Return end points (B, P) at least as low as x; `end` is brought up to date where they are lower."""
-    from ufm.solve import iterate, settle
+    from ufm.loop import iterate, settle
 
     x, left = x.clone(), torch.arange(len(x), device=x.device)
     for _ in range(ROUNDS):

@@ -9,10 +9,11 @@ import torch
 from scipy.optimize import minimize
 
 from ufm.errors import RequestError
+from ufm.loop import CERTIFIED, CONVERGED, STALLED, STEP_LIMIT, ZERO, objective_of, prover, settle
 from ufm.problem import Problem
 from ufm.reduce import random_start, reduce
 from ufm.solution import Solution
-from ufm.solve import CERTIFIED, CONVERGED, STALLED, START, STEP_LIMIT, STEPS, ZERO, finish, objective_of, prover, settle
+from ufm.solve import START, STEPS, finish
 
 
 def solve_scipy(

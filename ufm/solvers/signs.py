@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from ufm.errors import RequestError
+from ufm.loop import CONVERGED, STALLED, iterate, objective_of
 from ufm.problem import Problem
 from ufm.reduce import columns, outputs_of, reduce
 from ufm.solution import Solution
-from ufm.solve import CONVERGED, STALLED, finish, iterate, objective_of
+from ufm.solve import finish
 from ufm.solvers.lbfgs import LBFGS
 from ufm.solvers.objective import Objective
 

@@ -1,0 +1,128 @@
+"""The one loop: a solver's steps until every problem of a batch has ended, and what an end point is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ufm.certify import proven
+from ufm.problem import Problem
+from ufm.reduce import Reduced, loss_name
+from ufm.solution import Status
+from ufm.solvers import OBJECTIVES, SOLVERS, Solver
+from ufm.solvers.objective import Objective
+from ufm.tables import load
+
+TIRED = 25  # iterations without halving the residual after which the duality gap is asked whether this is the optimum
+PATIENCE = 2000  # iterations without halving the residual before a solve counts as stalled
+COMPACT = 0.75  # finished problems leave the batch when no more than this share is left
+STATUS = (Status.CONVERGED, Status.ZERO, Status.CERTIFIED, Status.STEP_LIMIT, Status.STALLED, Status.DIVERGED)
+CONVERGED, ZERO, CERTIFIED, STEP_LIMIT, STALLED, DIVERGED, RUNNING = range(7)
+
+Prover = Callable[[Objective, Tensor], Tensor]  # which points (B, P) of a batch are proven optimal
+
+
+def objective_of(problem: Problem, reduced: Reduced) -> Objective:
+    """Return the objective of a batch whose problems share the signature of `problem`."""
+    name = "tied" if problem.loss == "supcon" else problem.constraint
+    return load(OBJECTIVES, name, "objective")(reduced)
+
+
+def prover(problem: Problem) -> Prover | None:
+    """Return what tells which points (B, P) of a batch like `problem` the duality gap proves optimal; None without a proof."""
+    if problem.constraint != "ridge" or loss_name(problem) == "focal":
+        return None
+    nonnegative = problem.features == "nonnegative"
+    return lambda objective, x: proven(objective.reduced, objective.logits(x), objective.value(x), nonnegative)
+
+
+def iterate(
+    objective: Objective,
+    solver: Solver,
+    x: Tensor,
+    steps: int,
+    tol: float,
+    prove: Prover | None = None,
+    sublinear: bool = False,
+) -> dict[str, Tensor]:
+    """Run a solver until every problem has ended: the one loop. Finished problems leave the batch in bulk."""
+    batch, device = len(x), x.device
+    out = {
+        "x": x.clone(),
+        "residual": x.new_full((batch,), torch.inf),
+        "iterations": torch.zeros(batch, dtype=torch.long, device=device),
+        "status": torch.full((batch,), RUNNING, device=device),
+    }
+    every = 1 if device.type == "cpu" else 10  # asking a GPU whether it is done makes it wait
+    active = torch.arange(batch, device=device)
+    state = solver.init(objective, x)
+    best, since = state.residual.clone(), torch.zeros_like(active)
+    for k in range(steps + 1):
+        if k % every == 0 or k == steps:
+            better = state.residual < 0.5 * best
+            best, since = torch.where(better, state.residual, best), torch.where(better, k, since)
+            idle = k - since
+            status = _ended(objective, state, tol, idle > PATIENCE)
+            if k == steps:
+                status[status == RUNNING] = STEP_LIMIT
+            slow = (idle > 0) & (idle % TIRED == 0) | (sublinear and k > 0 and k % (4 * TIRED) == 0)
+            asked = (status == STEP_LIMIT) | (status == STALLED) | ((status == RUNNING) & slow)
+            if prove is not None and bool(asked.any()):
+                index = asked.nonzero().squeeze(1)
+                done = prove(objective.select(index), state.x[index])
+                status[index] = torch.where(done, CERTIFIED, status[index])
+            new = ((status != RUNNING) & (out["status"][active] == RUNNING)).nonzero().squeeze(1)
+            if len(new):
+                at = active[new]
+                out["x"][at], out["residual"][at] = state.x[new], state.residual[new]
+                out["iterations"][at], out["status"][at] = k, status[new]
+                going = (out["status"][active] == RUNNING).nonzero().squeeze(1)
+                if not len(going):
+                    break
+                if len(going) <= COMPACT * len(active):
+                    state, objective = state.select(going), objective.select(going)
+                    active, best, since = active[going], best[going], since[going]
+        state = solver.step(objective, state)
+    return out
+
+
+def _ended(objective: Objective, state: object, tol: float, tired: Tensor) -> Tensor:
+    """Return the status code of every problem in the batch, RUNNING for those that go on."""
+    residual = state.residual
+    status = torch.full_like(residual, RUNNING, dtype=torch.long)
+    status[state.stalled | tired] = STALLED
+    status[residual <= tol] = CONVERGED
+    status[objective.is_zero(state.x)] = ZERO
+    status[~torch.isfinite(residual)] = DIVERGED
+    return status
+
+
+def settle(objective: Objective, end: dict[str, Tensor]) -> Tensor:
+    """Return the end points, exactly zero where zero is optimal, with the bias that is optimal there."""
+    index = (end["status"] == ZERO).nonzero().squeeze(1)
+    x = end["x"].clone()
+    if not len(index):
+        return x
+    some = objective.select(index)
+    at = at_zero(some, x[index])
+    x[index] = at
+    end["residual"][index] = some.gradient(at).norm(dim=1)
+    return x
+
+
+def at_zero(some: Objective, x: Tensor, keep: bool = True) -> Tensor:
+    """Return the zero solution with the bias that is optimal there, searched from the bias of x, or from 0 if not `keep`."""
+    at = some.zero(x)
+    if not keep:
+        at.zero_()
+    if some.bias_rate is not None:  # U = V = 0 is stationary, so that L-BFGS moves the bias alone
+        solver = load(SOLVERS, "lbfgs", "method")()
+        state = solver.init(some, at)
+        for _ in range(200):
+            if bool((state.g.norm(dim=1) < 1e-15).all()) or bool(state.stalled.all()):
+                break
+            state = solver.step(some, state)
+        at = torch.where(torch.isfinite(state.x).all(1, keepdim=True), state.x, at)
+    return at
