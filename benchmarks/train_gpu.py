@@ -134,6 +134,15 @@ def step_seconds(training: Training, size: Size, trials: int) -> float:
         return seconds(lambda: steps(size.steps), size.device, trials) / size.steps
 
 
+def look_seconds(training: Training, size: Size, trials: int) -> float:
+    """Return the time of one look at train and test, as it is taken in the middle of a training."""
+    look = Look()
+    with numerics(training.experiment, 0):
+        look.rows(training)
+        training.step = 1  # none of the ends, where VCI and the ranks are measured too
+        return seconds(lambda: look.rows(training), size.device, trials)
+
+
 def common_step_seconds(size: Size, trials: int) -> float:
     """Return the time of one step of the loop everybody writes: DataLoader, float32, NCHW, two `.item()` per batch."""
     split = images(size.train, size.side)
@@ -164,10 +173,7 @@ def resnet_rows(size: Size, trials: int) -> tuple[list[Row], dict[str, Any]]:
     training = resnet(size, "none")
     step = step_seconds(training, size, trials)
     augmented = step_seconds(resnet(size, "crop-flip"), size, trials)
-    look = Look()
-    look.rows(training)
-    training.step = 1  # none of the ends, where VCI and the ranks are measured too
-    one_look = seconds(lambda: look.rows(training), size.device, trials)
+    one_look = look_seconds(training, size, trials)
     common = common_step_seconds(size, trials)
     rate = matrix_rate(size, trials)
     share = 6 * MULTIPLICATIONS * (size.side / 32) ** 2 * size.batch / step / rate  # forward and backward: 3 times 2 flop each
@@ -235,8 +241,8 @@ def rows(trials: int, smoke: bool) -> tuple[list[Row], dict[str, Any]]:
         print(torch.cuda.get_device_name())
     try:
         import torchvision  # noqa: F401
-    except ImportError:
-        print("ResNet-18: left out, torchvision is not installed")
+    except (ImportError, RuntimeError):  # or a build for another torch
+        print("ResNet-18: left out, torchvision is not installed, or does not load")
         found: tuple[list[Row], dict[str, Any]] = ([], {})
     else:
         found = resnet_rows(size, trials)

@@ -152,19 +152,24 @@ def every(run: Run) -> list[tuple[int, dict[str, Any]]]:
 # --- random generators ---------------------------------------------------------------------------------------------
 
 
-def random_states() -> dict[str, Any]:
-    """Return the states of torch's generators; ours (numpy) are streams named by seed and epoch and need no state."""
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Return the states of torch's generators of the CPU and of `device`.
+
+    Ours (numpy) are streams named by seed and epoch and need no state.
+    """
     states: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type == "cuda":
+        states["cuda"] = [torch.cuda.get_rng_state(device)]
     return states
 
 
-def set_random_states(states: dict[str, Any]) -> None:
-    """Put torch's generators back."""
+def set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Put torch's generators back; a training taken up on another kind of device keeps that device's own."""
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    kept = states.get("cuda") or []
+    if device.type == "cuda" and kept:  # once they were kept of all GPUs of the machine
+        number = device.index or 0
+        torch.cuda.set_rng_state(kept[number if number < len(kept) else 0], device)
 
 
 # --- when ----------------------------------------------------------------------------------------------------------

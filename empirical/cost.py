@@ -15,6 +15,9 @@ FLOPS = 5e10  # of one core on small matrices: an estimate within a factor of th
 STEP_SECONDS = 1.1e-4  # of one step and one layer of a small network, whatever its size
 PROCESS = 400 * 2**20  # Python with torch and the measures loaded
 COPIES = 5  # parameters, gradients, momentum, a checkpoint being written, and one to spare
+LOOK_VECTORS, LOOK_IMAGES = 1000, 128  # samples of one forward pass of a look on a CPU
+LARGE = 64  # pixels: from here on a ResNet and a DenseNet have a stem that leaves a sixteenth of them
+TOKENS = 14**2  # of a ViT at most, with patches of 4 x 4 pixels where an image is small
 # (parameters, multiplications per pixel, activations kept per pixel), counted by torch at 3 x 32 x 32 and ten classes.
 # A model that is not here (of timm) is taken for a ResNet-18.
 PUBLIC = {
@@ -48,8 +51,9 @@ def cost_of(experiment: Experiment, shape: tuple[int, ...], classes: int, test: 
     looks = len(due_steps(experiment.moments, clock))
     passes = 3 * clock.steps * clock.batch + looks * (clock.samples + test)
     inputs = 4 * math.prod(shape) * (clock.samples + test)
-    batch = max(clock.batch, min(1000, clock.samples))
-    total = PROCESS + 4 * COPIES * parameters + 12 * batch * activations + 2 * inputs
+    looked = min(LOOK_IMAGES if len(shape) == 3 and experiment.model != "mlp" else LOOK_VECTORS, clock.samples)
+    values = max(3 * clock.batch, looked) * activations  # kept for the gradient, with what the backward pass makes of them
+    total = PROCESS + 4 * (COPIES * parameters + values) + 2 * inputs
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if total > available:
         raise RequestError(
@@ -76,5 +80,13 @@ def layer_sizes(experiment: Experiment, shape: tuple[int, ...], classes: int) ->
         dims = [channels] * head + [classes]
         return sizes + [(a * b + b, a * b, b) for a, b in itertools.pairwise(dims)]
     weights, per_pixel, kept = PUBLIC.get(experiment.model, PUBLIC["resnet18"])
-    pixels = math.prod(shape[1:])
+    pixels = _pixels(experiment.model, shape)
     return [(weights, per_pixel * pixels, kept * pixels)]
+
+
+def _pixels(model: str, shape: tuple[int, ...]) -> int:
+    """Return how many pixels an image counts for, in units of those of an image of 32 x 32."""
+    pixels = math.prod(shape[1:])
+    if model.startswith("vit"):
+        return min(pixels, 16 * TOKENS)
+    return pixels if min(shape[1:]) < LARGE or model.startswith("vgg") else pixels // 16

@@ -125,14 +125,11 @@ def started(device: str) -> Iterator[Team]:
     from torch.distributed.rendezvous import rendezvous
 
     where = torch.device(device)
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
     store, rank, size = next(rendezvous("env://"))
-    backend = "nccl" if where.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     found = Team(rank, size, where, store)
-    _TEAM.append(found)
     try:
+        _join(found)
+        _TEAM.append(found)
         yield found
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends those that are left: not before one has spoken
@@ -140,6 +137,21 @@ def started(device: str) -> Iterator[Team]:
     finally:
         _TEAM.clear()
     dist.destroy_process_group()  # not after an error: it would wait for the others
+
+
+def _join(team: Team) -> None:
+    """Bring the processes together: on GPUs over NCCL, bound to this process's GPU from the start, so that none is guessed."""
+    card = team.device if team.device.type == "cuda" else None
+    backend = "gloo" if card is None else "nccl"
+    try:
+        if card is not None:
+            torch.cuda.set_device(card)
+        dist.init_process_group(backend, store=team.store, rank=team.rank, world_size=team.size, device_id=card)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise RunError(
+            f"torchrun's processes cannot be brought together over {backend} ({reason}); repair that, or train on one device"
+        ) from None
 
 
 def _speak(team: Team, error: Exception) -> NoReturn:

@@ -16,6 +16,7 @@ Of a module that is called several times in one forward pass the last call count
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -84,7 +85,7 @@ def bare(model: nn.Module) -> nn.Module:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradient, no autocast; every module's own training flag and torch's random state are put back."""
     flags = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters(), torch.empty(0)).device
+    device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
     cards = [device] if device.type == "cuda" else []
     try:
         model.eval()

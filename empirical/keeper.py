@@ -79,7 +79,7 @@ def state_of(training: Training) -> dict[str, Any]:
     return {
         "network": training.network.state_dict(),
         "optimizer": training.optimizer.state_dict(),
-        "random": checkpoint.random_states(),
+        "random": checkpoint.random_states(training.device),
         "seed": training.seed,
         "step": training.step,
         "epoch": training.step // training.clock.per_epoch,
@@ -109,6 +109,6 @@ def put_state(training: Training, tree: Mapping[str, Any]) -> None:
             # The fused kernels walk parameter and state in memory order, so the layouts must agree again.
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    checkpoint.set_random_states(tree["random"])
+    checkpoint.set_random_states(tree["random"], training.device)
     for name in ("step", "measured", "loss_sum", "loss_steps", "seconds", "resumed_at"):
         setattr(training, name, tree[name])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ufm.errors import RequestError
-from ufm.record import Run
+from ufm.record import Run, RunWarning
 
 FILE = "metrics.jsonl"
 
@@ -34,29 +35,41 @@ def _writer_class() -> Any:
 def mirrored(run: Run, folder: str | None) -> Iterator[None]:
     """While this lasts, write the numbers appended to the run's metrics into `folder`/STUDY/SETTING/seed-K too.
 
-    A tag is SPLIT/LAYER/CENTRES/MEASURE; its steps are the training's. Values taken up again after a resume are equal.
+    A tag is SPLIT/LAYER/CENTRES/MEASURE; its steps are the training's. Values taken up again after a resume are equal. A
+    mirror that is begun with a resume starts with what was measured before.
     """
     if folder is None:
         yield
         return
     place = Path(folder) / run.system / run.setting_path.name / run.path.name
+    earlier = [] if any(place.glob("events.*")) else _recorded(run)
+    known = {row["step"] for row in earlier}
     try:
         writer = _writer_class()(log_dir=str(place))
     except OSError as error:
         raise RequestError(f"--tensorboard {folder}: {error.strerror}; name a folder that can be written") from None
 
-    def show(file: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if file != FILE:
-            return
+    def write(rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             if row["value"] is not None:
                 tag = "/".join(str(row[key]) for key in ("split", "layer", "centres", "metric"))
                 writer.add_scalar(tag, row["value"], row["step"])
         writer.flush()
 
+    def show(file: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if file == FILE:
+            write([row for row in rows if row["step"] not in known])
+
+    write(earlier)
     run.watchers.append(show)
     try:
         yield
     finally:
         run.watchers.remove(show)
         writer.close()
+
+
+def _recorded(run: Run) -> list[dict[str, Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RunWarning)  # of a torn last line: the training that goes on cuts it off
+        return run.rows(FILE)

@@ -22,11 +22,12 @@ from empirical import checkpoint
 from empirical.augment import crop_flip
 from empirical.cost import PROCESS, Cost
 from empirical.experiment import Experiment
+from empirical.failures import device_errors
 from empirical.keeper import Keeper
 from empirical.optimise import optimizer_on, parameter_groups
-from empirical.step import GPU_LOSSES, draws_of, order_of, set_step_size
+from empirical.step import GPU_LOSSES, drawn_order, draws_of, set_step_size
 from empirical.store import free_memory
-from empirical.train import FINISHED, LOOK_SECONDS, finish, measure, memory_errors, numerics
+from empirical.train import FINISHED, LOOK_SECONDS, finish, measure, numerics
 from empirical.training import Training, set_up
 from ufm.interrupt import Interrupted, Stop
 from ufm.record import Run
@@ -90,7 +91,8 @@ class Stack:
 
     def order(self, epoch: int) -> Tensor:
         """Return every seed's own order of its samples, (S, N)."""
-        return torch.stack([order_of(t, epoch) for t in self.trainings])
+        drawn = torch.stack([drawn_order(t, epoch) for t in self.trainings])
+        return drawn.to(self.device)  # in one transfer
 
     def batch(self, order: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Return (inputs (S, B, ...), labels (S, B)) of the places first..last of the order."""
@@ -236,7 +238,7 @@ def run_stack(
     Raises: Apart when the seeds differ in size, have no step in common or only damaged checkpoints; Interrupted after a
         signal, with all saved.
     """
-    with numerics(experiment, threads), memory_errors(experiment):
+    with numerics(experiment, threads), device_errors(experiment):
         trainings = [set_up(experiment, int(run.seed or 0), device) for run in runs]
         if len({t.clock for t in trainings}) > 1 or len({t.train.inputs.shape for t in trainings}) > 1:
             raise Apart

@@ -38,10 +38,14 @@ class LossTrace:
         return values
 
 
-def order_of(training: Training, epoch: int) -> Tensor:
+def drawn_order(training: Training, epoch: int) -> Tensor:
     """Return the order of the samples in `epoch`: a stream of its own, so that a resume needs only the epoch's number."""
-    order = stream(training.seed, f"order-{epoch}").permutation(len(training.train))
-    return torch.from_numpy(order).to(training.device)
+    return torch.from_numpy(stream(training.seed, f"order-{epoch}").permutation(len(training.train)))
+
+
+def order_of(training: Training, epoch: int) -> Tensor:
+    """Return `drawn_order` on the training's device."""
+    return drawn_order(training, epoch).to(training.device)
 
 
 def take_step(training: Training, indices: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -25,6 +26,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 SHARE = 0.8  # of the free memory that stored features may take
 PAIR_MATRICES = 6  # of size K x K, held at once by the measures: Grams, cosines, distances
 CPU_CONV_BATCH = 128  # larger batches of maps leave the cache of a CPU: 1000 takes twice as long
+GPU_BATCH_VALUES = 2**24  # input numbers of a batch on a GPU: 1000 images of 3 x 32 x 32 and more, 111 of 3 x 224 x 224
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ def collect(
     check_memory(plan, length(data), device, network_dtype(model).itemsize)
     store = _Store(plan, device)
     labels, predicted, total = [], [], 0.0
-    batch_size = _batch_size(model, device, batch_size)
+    batch_size = _batch_size(model, device, batch_size, data)
     with undisturbed(data), evaluating(model), full_float32(), Taps(model, plan, store.add) as taps:
         forward = _Forward(taps, store, device.type == "cpu" and has_maps(model))
         for x, y in batches(model, data, device, batch_size, plan.outputs):
@@ -160,8 +162,12 @@ def has_maps(model: nn.Module) -> bool:
     return any(isinstance(m, nn.Conv2d) for m in model.modules())
 
 
-def _batch_size(model: nn.Module, device: torch.device, batch_size: int) -> int:
-    return min(batch_size, CPU_CONV_BATCH) if device.type == "cpu" and has_maps(model) else batch_size
+def _batch_size(model: nn.Module, device: torch.device, batch_size: int, data: Batches) -> int:
+    """Return the batch size of a Split: what suits a CPU's cache, or what a GPU holds whatever the size of the images."""
+    if device.type == "cpu":
+        return min(batch_size, CPU_CONV_BATCH) if has_maps(model) else batch_size
+    values = data.inputs[0].numel() if isinstance(data, Split) and len(data) else 1
+    return max(1, min(batch_size, GPU_BATCH_VALUES // values))
 
 
 def _pairs(data: Batches, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -232,8 +238,9 @@ def check_classes(classes: int, why: str = "") -> None:
 
 def free_memory(device: torch.device) -> int | None:
     """Return the free bytes on `device`, None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what torch holds back for itself from earlier tensors is free to us too
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
@@ -270,24 +277,63 @@ def undisturbed(*data: Batches) -> Iterator[None]:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products in full float32, whatever the caller's autocast and TF32 say.
+    """Products in full float32, whatever the caller's autocast and torch's switches for faster products say.
 
     TF32 keeps 10 bits and bfloat16 7: a collapse of 1e-4 would drown in their rounding.
     """
+    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     with ExitStack() as stack:
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.cuda.is_available():
-            stack.enter_context(torch.autocast("cuda", enabled=False))
-            for place, name, full in tf32_switches():
-                stack.callback(setattr, place, name, getattr(place, name))
-                setattr(place, name, full)
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_exact_products("cuda" in kinds))
         yield
+
+
+@contextmanager
+def _exact_products(gpu: bool) -> Iterator[None]:
+    """Torch's switches of precision at full float32: those of a CPU, which may take bfloat16 too, and those of a GPU.
+
+    They have old and new names, and reading the old ones raises while the two disagree (as a compiled part of the network
+    does, which is traced on its first batch): both are set. An old one that already raises is the caller's own disagreement,
+    and stays.
+    """
+    new = [(place, name, full) for place, name, full in tf32_switches() if gpu]
+    if hasattr(torch.backends.mkldnn, "matmul"):  # torch 2.9
+        new += [(place, "fp32_precision", "ieee") for place in (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)]
+    before = [(place, name, getattr(place, name)) for place, name, _ in new]
+    products, convolutions = _read(torch.get_float32_matmul_precision), _read(_convolutions_may_round) if gpu else None
+    try:
+        if products not in (None, "highest"):
+            torch.set_float32_matmul_precision("highest")
+        if convolutions:
+            torch.backends.cudnn.allow_tf32 = False
+        for place, name, full in new:
+            setattr(place, name, full)
+        yield
+    finally:
+        if convolutions:
+            torch.backends.cudnn.allow_tf32 = True
+        if products not in (None, "highest"):
+            torch.set_float32_matmul_precision(products)
+        for place, name, value in before:  # last: the old names set the new ones along
+            setattr(place, name, value)
+
+
+def _convolutions_may_round() -> bool:
+    return torch.backends.cudnn.allow_tf32
+
+
+def _read(switch: Callable[[], Any]) -> Any:
+    try:
+        return switch()
+    except RuntimeError:
+        return None
 
 
 def network_of(model: nn.Module, device: torch.device | str | None) -> tuple[nn.Module, torch.device]:
     """Return the network without wrappers, and the device it is on (or is asked to be measured on)."""
     model = bare(model)
-    here = next((p.device for p in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    here = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
     if device is None or str(device) == "auto":
         return model, here
     asked = torch.device(device)

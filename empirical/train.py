@@ -13,6 +13,7 @@ import torch
 
 from empirical.distributed import Shadow
 from empirical.experiment import Experiment
+from empirical.failures import device_errors
 from empirical.keeper import METRICS, TIMING, Keeper
 from empirical.step import LossTrace, order_of, set_step_size, take_step
 from empirical.training import Training, build_network, clock_of, load_data, set_up
@@ -25,8 +26,6 @@ __all__ = ["Observe", "Report", "Training", "build_network", "clock_of", "load_d
 FINISHED = "finished"
 LOOK_SECONDS = 0.1  # between looks at the clock for progress and checkpoints
 
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")  # how torch says it of a CPU and of CUDA's libraries
-
 Observe = Callable[["Training"], list[dict[str, Any]]]
 Report = Callable[["Training"], None]
 
@@ -34,7 +33,8 @@ Report = Callable[["Training"], None]
 @contextlib.contextmanager
 def numerics(experiment: Experiment, threads: int) -> Iterator[None]:
     """Set torch's process-wide switches for one training, and put them back."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    before = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    asked, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if threads:
         torch.set_num_threads(threads)
     if experiment.deterministic:  # cuBLAS asks for it; it counts when the first GPU product comes later, as here
@@ -45,8 +45,8 @@ def numerics(experiment: Experiment, threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        torch.backends.cudnn.benchmark = before[2]
+        torch.use_deterministic_algorithms(asked, warn_only=warned)
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def run_training(
@@ -73,7 +73,7 @@ def run_training(
 
     A loss that is not finite ends the training within one step, with the status "diverged: ...": a result, not an error.
     """
-    with numerics(experiment, threads), memory_errors(experiment):
+    with numerics(experiment, threads), device_errors(experiment):
         training = set_up(experiment, int(run.seed or 0), device)
         keeper = Keeper(run, training)
         keeper.restore()
@@ -197,19 +197,3 @@ def finish(training: Training, run: Run, status: str) -> dict[str, Any]:
 
 def _place(row: Mapping[str, Any]) -> str:
     return f"{row['split']}/{row['layer']}/{row['centres']}/{row['metric']}"
-
-
-@contextlib.contextmanager
-def memory_errors(experiment: Experiment) -> Iterator[None]:
-    """Turn every way of running out of memory into one sentence with the remedy."""
-    remedy = f"use a smaller --batch-size (now {experiment.batch_size or 'all'}), --width or data set"
-    try:
-        yield
-    except MemoryError:
-        raise RunError(f"out of memory; {remedy}") from None
-    except torch.OutOfMemoryError:
-        raise RunError(f"out of memory on the GPU; {remedy}") from None
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _NO_MEMORY):
-            raise
-        raise RunError(f"out of memory; {remedy}") from None

@@ -19,6 +19,7 @@ from empirical.losses import Loss, objective
 from empirical.optimise import optimizer_of
 from empirical.schedule import Clock, due_steps, learning_rate
 from ufm.errors import RequestError
+from ufm.seeds import stream
 
 
 @dataclass
@@ -127,6 +128,7 @@ def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
     if train.inputs.ndim == 4:
         network = network.to(memory_format=torch.channels_last)
     network.train()
+    torch.manual_seed(int(stream(seed, "torch").integers(2**63)))  # of dropout, whatever was trained before in this process
     forward = network
     if here.size > 1:
         network, forward = spread(network, here)
@@ -138,13 +140,27 @@ def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
         test=test,
         info=info,
         network=network,
-        forward=torch.compile(forward, dynamic=False) if experiment.compile else forward,
+        forward=_compiled(forward, experiment) if experiment.compile else forward,
         objective=objective(experiment.loss, experiment.smoothing, experiment.focal_gamma),
         optimizer=optimizer_of(experiment, network),
         clock=clock,
         due=due,
         team=here,
     )
+
+
+_COMPILED: list[Experiment] = []  # of this process, as torch's own memory of what it compiled is
+
+
+def _compiled(forward: nn.Module, experiment: Experiment) -> Callable[[Tensor], Tensor]:
+    """Return the compiled network. Seeds of one setting share what was compiled for the first of them.
+
+    Another setting starts afresh: after eight versions of one function torch goes on uncompiled.
+    """
+    if not _COMPILED or _COMPILED[0] != experiment:
+        torch.compiler.reset()
+        _COMPILED[:] = [experiment]
+    return torch.compile(forward, dynamic=False)
 
 
 def check_shares(train: int, test: int, clock: Clock, processes: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shlex
 from pathlib import Path
 
 import click
 
+from empirical import mirror
 from empirical.commands.run import train_together
 from empirical.commands.shown import Progress, print_outcomes
 from empirical.experiment import from_setting
@@ -27,9 +30,12 @@ from ufm.record import Run
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--device", default=None, metavar="TEXT", help="auto, cpu, cuda or cuda:N  [default: the device it began on]")
 @click.option("--workers", default=0, type=click.IntRange(0, 1024), help="processes (0: one per core)")
+@click.option("--tensorboard", default=None, metavar="TEXT", help="folder of a TensorBoard mirror of what is measured")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout, nothing else")
-def resume(runs: tuple[str, ...], device: str | None, workers: int, as_json: bool) -> int:
+def resume(runs: tuple[str, ...], device: str | None, workers: int, tensorboard: str | None, as_json: bool) -> int:
     """Go on with interrupted trainings. RUN is a folder of one setting, of one seed, or of a sweep."""
+    mirror.check(tensorboard)
+    shown = os.path.abspath(tensorboard) if tensorboard else None
     jobs: dict[Job, None] = {}
     chosen: Study | None = None
     for text in runs:
@@ -39,12 +45,12 @@ def resume(runs: tuple[str, ...], device: str | None, workers: int, as_json: boo
                 f"{text} belongs to the study {found.name!r}, the runs before to {chosen.name!r}; resume them apart"
             )
         chosen = found
-        jobs |= dict.fromkeys(these)
+        jobs |= dict.fromkeys(dataclasses.replace(job, tensorboard=shown) for job in these)
     assert chosen is not None
     missing = [job for job in jobs if not (job.path / "done").is_file()]
     from empirical.devices import launched, processes
 
-    again = f"empirical resume {' '.join(map(shlex.quote, runs))}"
+    again = shlex.join(["empirical", "resume", *runs, *(["--tensorboard", tensorboard] if tensorboard else [])])
     launch = launched()
     if launch is not None and launch.size > 1:
         from empirical import distributed

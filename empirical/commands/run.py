@@ -199,9 +199,10 @@ class Request:
             print_json(document)
         else:
             plural = "" if workers == 1 else "es"
+            place = "on cpu" if device == "cpu" else f"if {device} were one core of a CPU"
             click.echo(
                 f"trainings: {len(jobs)}, missing: {len(missing)}, steps: {document['steps']}; roughly "
-                f"{max(1, round(seconds))} s on {device} with {workers} process{plural}, {document['bytes'] / 2**20:.0f} MiB"
+                f"{max(1, round(seconds))} s {place} with {workers} process{plural}, {document['bytes'] / 2**20:.0f} MiB"
             )
         return 0
 
@@ -219,7 +220,7 @@ class Request:
         target = write_sweep(self.execution.out, self.study.name, self.settings, self.seeds)
         workers = 1 if together and self.execution.stack == "on" else processes(self.execution.workers, device, len(missing))
         # A shard goes on by its own command: finished seeds are skipped, begun ones taken up.
-        again = ["empirical", *sys.argv[1:]] if self.execution.shard else ["empirical", "resume", str(target)]
+        again = ["empirical", *sys.argv[1:]] if self.execution.shard else self.again(target)
         with Progress(len(jobs), workers) as progress:
             outcomes = run_jobs(
                 jobs,
@@ -277,8 +278,13 @@ class Request:
             target = None
             if team.leads:
                 target = write_sweep(e.out, self.study.name, self.settings, self.seeds)
-            code = train_together(self.study, jobs, team, f"empirical resume {shlex.quote(str(target))}", self.varied, as_json)
+            code = train_together(self.study, jobs, team, shlex.join(self.again(target)), self.varied, as_json)
         return code
+
+    def again(self, target: Any) -> list[str]:
+        """Return the command that goes on with what is in the folder `target`."""
+        mirrored = ["--tensorboard", self.execution.tensorboard] if self.execution.tensorboard else []
+        return ["empirical", "resume", str(target), *mirrored]
 
 
 def train_together(study: Study, jobs: Sequence[Job], team: Any, resume: str, varied: Sequence[str], as_json: bool) -> int:

@@ -128,10 +128,26 @@ def test_a_newer_format_is_refused(run):
 
 
 def test_random_states_come_back():
-    before = checkpoint.random_states()
+    here = torch.device("cpu")
+    before = checkpoint.random_states(here)
     first = torch.rand(3)
-    checkpoint.set_random_states(before)
-    assert torch.equal(first, torch.rand(3))
+    checkpoint.set_random_states(before, here)
+    assert set(before) == {"cpu"} and torch.equal(first, torch.rand(3))
+
+
+def test_the_random_state_of_a_gpu_is_that_of_the_trainings_own(monkeypatch):
+    """On a machine with another number of GPUs too, and from a checkpoint that kept the states of all of them."""
+    states = {number: torch.tensor([number], dtype=torch.uint8) for number in range(4)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device.index])
+    put = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: put.append((int(state), device.index)))
+    kept = checkpoint.random_states(torch.device("cuda", 3))
+    assert kept["cuda"] == [states[3]]
+    checkpoint.set_random_states(kept, torch.device("cuda", 0))
+    checkpoint.set_random_states(kept, torch.device("cpu"))
+    checkpoint.set_random_states(kept | {"cuda": list(states.values())}, torch.device("cuda", 2))
+    checkpoint.set_random_states({"cpu": kept["cpu"]}, torch.device("cuda", 1))
+    assert put == [(3, 0), (2, 2)]
 
 
 def test_saves_are_at_most_a_minute_apart_and_cost_at_most_two_per_cent(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from command_line import Shell
 
 from empirical.__main__ import _load
+from empirical.mirror import mirrored
 from ufm.record import Run
 
 RUN = ["run", "collapse", "--dataset=gaussian", "--train-per-class=10", "--test-per-class=5", "--width=8", "--depth=1"]
@@ -79,3 +80,40 @@ def test_tensorboard_reads_the_mirror(shell, tmp_path):
     ]
     assert [e.step for e in events] == [step for step, _ in wanted]
     assert [e.value for e in events] == pytest.approx([value for _, value in wanted], rel=1e-6)  # kept as float32
+
+
+def test_a_resumed_run_goes_on_mirroring_and_begins_with_what_was_there(shell, monkeypatch, tmp_path):
+    """A run without a mirror whose last epoch is done again: the mirror of the resume holds every row once."""
+    answer = shell(*RUN, "--json")
+    (folder,) = (run["path"] for run in answer.json["runs"])
+    (tmp_path / folder / "done").unlink()
+    monkeypatch.setattr("empirical.mirror._writer_class", lambda: Writer)
+    monkeypatch.setattr(Writer, "made", ())
+    assert "it is a file" in shell.refuses("resume", folder, f"--tensorboard={folder}/result.json")
+    again = shell("resume", folder, "--tensorboard=logs", "--json")
+    (writer,) = Writer.made
+    rows = Run.open(folder).rows("metrics.jsonl")
+    assert again.code == 0 and {step for _, step in writer.scalars} == {row["step"] for row in rows}
+    assert len(writer.scalars) == sum(row["value"] is not None for row in rows) and writer.closed
+
+
+def test_what_is_written_before_and_again_by_a_resume_is_mirrored_once(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(Writer, "add_scalar", lambda self, tag, value, step: told.append((tag, step, value)))
+    monkeypatch.setattr("empirical.mirror._writer_class", lambda: Writer)
+    row = {"split": "train", "layer": "penultimate", "centres": "self", "metric": "cdnv", "value": 0.5}
+    with Run.create(tmp_path, "collapse", "name", {"version": 1}, seed=0, environment={}) as run:
+        run.append("metrics.jsonl", [row | {"step": 0}, row | {"step": 1, "value": 0.25}])
+        with mirrored(run, str(tmp_path / "logs")):
+            run.truncate("metrics.jsonl", 1)
+            run.append("metrics.jsonl", [row | {"step": 1, "value": 0.25}, row | {"step": 2, "value": 0.125}])
+    assert told == [("train/penultimate/self/cdnv", step, value) for step, value in ((0, 0.5), (1, 0.25), (2, 0.125))]
+
+
+def test_the_command_to_go_on_with_names_the_mirror(shell, monkeypatch):
+    """What is printed after a signal takes the mirror along."""
+    seen = []
+    monkeypatch.setattr("empirical.mirror._writer_class", lambda: Writer)
+    monkeypatch.setattr("empirical.commands.run.run_jobs", lambda jobs, *, resume, **named: seen.append(resume) or [])
+    shell(*RUN, "--tensorboard=my logs")
+    assert seen[0].startswith("empirical resume ") and seen[0].endswith("--tensorboard 'my logs'")

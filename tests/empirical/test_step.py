@@ -169,6 +169,7 @@ def test_a_compiled_network_steps_like_the_plain_one():
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call"),
         MemoryError(),
     ],
 )
@@ -180,6 +181,43 @@ def test_running_out_of_memory_is_one_sentence_with_the_remedy(tmp_path, monkeyp
     outcome = attempt(Job("collapse", setting(VECTORS), 0, str(tmp_path), "cpu"))
     assert outcome.exit == 1 and "out of memory" in outcome.status and "--batch-size (now 16)" in outcome.status
     assert "\n" not in outcome.status and json.dumps(outcome.status)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            RuntimeError("adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you set"),
+            "--deterministic: adaptive_max_pool2d_backward_cuda has no deterministic algorithm on this device; leave",
+        ),
+        (
+            RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel"),
+            "this build of torch has no code for this GPU; install one that has, or use --device cpu",
+        ),
+        (
+            RuntimeError("CUDA error: an illegal memory access was encountered\nFor debugging consider"),
+            "the GPU failed (CUDA error: an illegal memory access was encountered); give the same command again",
+        ),
+    ],
+)
+def test_what_a_device_cannot_do_is_one_sentence(tmp_path, monkeypatch, error, sentence):
+    def fail(training, indices):
+        raise error
+
+    monkeypatch.setattr(loop, "take_step", fail)
+    outcome = attempt(Job("collapse", setting(VECTORS), 0, str(tmp_path), "cpu"))
+    assert outcome.exit == 1 and outcome.status.startswith(f"failed: {sentence}") and "\n" not in outcome.status
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own making
+def test_a_compiler_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/g++"))
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    outcome = attempt(Job("collapse", setting(VECTORS, compile=True, width=7), 0, str(tmp_path), "cpu"))
+    assert outcome.exit == 1 and "--compile: torch.compile failed" in outcome.status and "/nowhere/g++" in outcome.status
+    assert "leave --compile out" in outcome.status and "\n" not in outcome.status
 
 
 def test_another_error_of_torch_is_not_called_a_lack_of_memory(tmp_path, monkeypatch):
