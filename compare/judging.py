@@ -85,6 +85,11 @@ def best_scale(table: Table, one: Paper) -> str | None:
     return best if best and found[best] else None
 
 
+def named_cell(v: Verdict) -> str:
+    """Return the paper's own name of a verdict's cell before its run's name, which is a hash: `few: digits-mlp-ddc4e599ea95`."""
+    return f"{v.claim.cell}: {v.cell}" if v.claim.cell not in ("", "*", v.cell) and v.cell else v.cell
+
+
 def lines(judged: Sequence[Judged], table: Table) -> list[str]:
     """Return what is said below the table of verdicts: each reason, what was left out, and the warnings."""
     said = []

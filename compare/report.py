@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import report_conventions, report_theory
-from compare.judging import Judged
+from compare.judging import Judged, named_cell
 from compare.outcome import AGREES, DEVIATES, NOT_RUN, UNDECIDED, Verdict, estimated, expected, summary
 from compare.page import POLICY, STYLE, escape, html_table, sentence, signs
 from compare.pictures import Picture
@@ -61,7 +61,7 @@ def render(
         f'<p class="lead">{escape(_lead(judged, verdicts))}</p>',
         *(f'<p class="small">{escape(one.paper.note)}</p>' for one in judged if one.paper.note),
         *(_verdict_section(one) for one in judged),
-        _figures(pictures),
+        _figures(pictures, {v.cell: named_cell(v) for v in verdicts}),
         report_theory.test_panel(table),
         report_theory.calibration(table),
         report_conventions.section(table),
@@ -116,7 +116,7 @@ def _verdict_section(one: Judged) -> str:
     several = len({v.cell for v in one.verdicts if v.cell}) > 1
     rows = []
     for v in one.verdicts:
-        where = f'<br><span class="small">{escape(v.cell)}</span>' if several and v.cell else ""
+        where = f'<br><span class="small">{escape(named_cell(v))}</span>' if several and v.cell else ""
         measured = f'{escape(_measured(v))}<br><span class="small">{estimated(v.claim)}</span>'
         shown = [measured, escape(_interval(v)), signs(expected(v.claim)), str(len(v.seeds))]
         rows.append([signs(v.claim.text) + where, _mark(v.verdict), *shown, _control_mark(v)])
@@ -167,7 +167,7 @@ def _verdict_details(v: Verdict) -> str:
 # --- figures and the test panel ----------------------------------------------------------------------------------
 
 
-def _figures(pictures: Sequence[Picture]) -> str:
+def _figures(pictures: Sequence[Picture], called: Mapping[str, str]) -> str:
     if not pictures:
         return ""
     several = len({p.cell for p in pictures}) > 1
@@ -175,7 +175,7 @@ def _figures(pictures: Sequence[Picture]) -> str:
     for number, picture in enumerate(pictures, 1):
         # An image cannot run anything, and its ids cannot clash with those of the next figure.
         data = base64.b64encode(picture.svg).decode("ascii")
-        where = f" Run {picture.cell}." if several and picture.cell else ""
+        where = f" Run {called.get(picture.cell, picture.cell)}." if several and picture.cell else ""
         notes = " ".join(sentence(note) for note in picture.notes)
         caption = f"Figure {number}. {sentence(picture.caption[:1].upper() + picture.caption[1:])}{where} {notes}"
         alt = f"{picture.figure} of {picture.cell or 'all runs'}"

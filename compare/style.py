@@ -168,9 +168,17 @@ def group_look(index: int, *, dashes: Any = "-") -> Look:
     return Look(GROUP_COLORS[index % GROUPS], dashes, GROUP_MARKERS[index % GROUPS])
 
 
-def shades(count: int) -> list[str]:
+# From the first to the last shade: the hues of train and of test, and none.
+_SHADES = {
+    "train": ((0.74, 0.83, 0.94), (0.06, 0.28, 0.62)),
+    "test": ((0.98, 0.80, 0.66), (0.68, 0.20, 0.00)),
+    "": ((0.80, 0.80, 0.80), (0.25, 0.25, 0.25)),
+}
+
+
+def shades(count: int, split: str = "train") -> list[str]:
     """Return `count` colours from light to dark, for a quantity that grows (epochs): one hue, so grey keeps the order."""
-    light, dark = (0.74, 0.83, 0.94), (0.06, 0.28, 0.62)
+    light, dark = _SHADES[split]
     steps = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
     return ["#" + "".join(f"{round(255 * (a + (b - a) * s)):02x}" for a, b in zip(light, dark, strict=True)) for s in steps]
 

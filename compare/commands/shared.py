@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from compare.judging import VERDICT_COLUMNS, Judged, excluded_line, lines
+from compare.judging import VERDICT_COLUMNS, Judged, excluded_line, lines, named_cell
 from compare.rows import Table
 from ufm.console import print_table, safe_text, say
 from ufm.errors import RequestError
@@ -45,7 +45,7 @@ def print_judged(judged: Sequence[Judged], table: Table) -> None:
     """Print the verdict tables, then the reasons and what was left out."""
     for one in judged:
         click.echo(f"{safe_text(one.title)}: {safe_text(one.paper.title)}")
-        print_table([v.row() for v in one.verdicts], VERDICT_COLUMNS)
+        print_table([{**v.row(), "cell": named_cell(v)} for v in one.verdicts], VERDICT_COLUMNS)
         click.echo()
     for line in lines(judged, table):
         click.echo(safe_text(line))

@@ -19,7 +19,9 @@ from compare.figures.series import Curve
 from compare.style import Look, Style
 
 EXTREMES = (1e-150, 1e150)  # beyond, a log axis' own limits leave float64
+THEORY = "#000000"  # no measured curve is black
 MOST_TICKS = 6  # labelled decades on one axis
+DENSE = 40  # points of a curve without a line from which on only some have a marker: side by side they hide one another
 MOST_MINOR = 40  # decades with a tick of their own
 NC1 = r"NC1$=\mathrm{Tr}(\Sigma_W\Sigma_B^{+})/K$"
 
@@ -58,7 +60,8 @@ class LogAxis:
         floor = points.min() / 10 if len(points) else values.min()
         top = points.max() * 10 if len(points) else values.max()
         low, high = max(values.min(), floor) / 1.25, min(values.max(), top) * 1.25
-        least = 10.0 if low > 1e-3 else 100.0  # at least: under 1e-3 labels are powers of ten, and one needs two of them
+        # At least: in any ratio above 5 lie two of the 1-2-5 ticks; under 1e-3 labels are powers of ten, and one needs two.
+        least = 5.2 if low > 1e-3 else 100.0
         if high / low < least:
             middle = math.sqrt(low * high)
             low, high = middle / math.sqrt(least), middle * math.sqrt(least)
@@ -79,7 +82,7 @@ class LogAxis:
         ax.set_yscale("log")
         ax.set_ylim(self.bottom, self.high)
         ticks, minor = decades(self.low, self.high)
-        labels = tick_labels(ticks)
+        labels = tick_labels(ticks, powers=True)
         if self.zero is not None:
             ticks, labels = [self.zero, *ticks], ["0", *labels]
             self._break(ax)
@@ -92,6 +95,43 @@ class LogAxis:
         for y in (at / ratio, at * ratio):
             ax.plot([0.0], [y], transform=ax.get_yaxis_transform(), marker=[(-1, -0.45), (1, 0.45)], markersize=5, color="k",
                     markeredgewidth=0.6, linestyle="none", clip_on=False, zorder=5, gid="decoration")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LinearAxis:
+    """A linear axis with the interface of `LogAxis`: zero is a place like any other."""
+
+    low: float
+    high: float
+    zero: float = 0.0
+
+    @classmethod
+    def over(cls, curves: Iterable[Curve]) -> LinearAxis:
+        """Return the axis that holds the curves, from 0 where they come near it."""
+        curves = [c for c in curves if c]
+        values = np.concatenate([np.concatenate([c.value, c.low, c.high]) for c in curves] or [np.array([0.0, 1.0])])
+        values = values[np.isfinite(values)]
+        low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+        low = 0.0 if 0 <= low < 0.6 * high or any(c.censored.any() for c in curves) else low
+        even = high - low <= 1e-6 * abs(high)  # a flat curve is not magnified into its own rounding
+        margin = (0.06 * abs(high) if even else 0.06 * (high - low)) or 1.0
+        return cls(low - margin, high + margin)
+
+    @property
+    def bottom(self) -> float:
+        """The lowest drawn value."""
+        return self.low
+
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """Return where to draw `values`."""
+        return values
+
+    def apply(self, ax: Axes) -> None:
+        """Set limits and ticks of the vertical axis."""
+        from matplotlib.ticker import MaxNLocator
+
+        ax.set_ylim(self.low, self.high)
+        ax.yaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
 
 
 PLAIN = LogAxis(-math.inf, math.inf, None)  # stands for a linear axis in `draw_curve`: no value is moved to a place for zero
@@ -119,10 +159,14 @@ def decades(low: float, high: float) -> tuple[list[float], list[float]]:
     return keep, fine if stride == 1 else [p for p in powers if p not in keep and len(powers) <= MOST_MINOR]
 
 
-def tick_labels(values: Sequence[float]) -> list[str]:
-    """Return labels in one notation: plain from 0.01 to 1000 (1-2-5 ticks: from 0.001), else powers of ten."""
-    least = 0.0099 if all(_power(v).startswith("$10") for v in values) else 0.00099
-    if all(least < v < 1001 for v in values):
+def tick_labels(values: Sequence[float], *, powers: bool = False) -> list[str]:
+    """Return labels in one notation: plain from 0.01 to 1000 (1-2-5 ticks: from 0.001), else powers of ten.
+
+    With `powers` decades are always powers of ten, so that the panels of one figure write them alike.
+    """
+    decades = all(_power(v).startswith("$10") for v in values)
+    least = 0.0099 if decades else 0.00099
+    if not (powers and decades) and all(least < v < 1001 for v in values):
         return [f"{v:.6g}" for v in values]
     return [_power(v) for v in values]
 
@@ -198,13 +242,10 @@ class Legend:
         """Name a straight line across a panel; these come after the curves."""
         self.marks.setdefault(label, Line2D([], [], label=label, **look))
 
-    def remark(self, text: str) -> None:
-        """Add a line of text without a symbol after the curve named last."""
-        self.entries.setdefault(text, Line2D([], [], linestyle="none", label=text))
-
     def handles(self) -> list[Any]:
-        """Return curves first, then bands and marks."""
-        return [*self.entries.values(), *self.marks.values()]
+        """Return the measured curves, then theory's (black) with their remarks, then bands and marks."""
+        theory = [line for line in self.entries.values() if line.get_color() == THEORY]
+        return [*(line for line in self.entries.values() if line not in theory), *theory, *self.marks.values()]
 
 
 def _line_of(look: Look) -> dict[str, Any]:
@@ -226,7 +267,7 @@ def draw_curve(
     """
     if not curve:
         return
-    theory = look.color == "#000000"
+    theory = look.color == THEORY
     order = 3.2 if theory else 3.0
     shown = np.where(curve.censored, np.nan, curve.value)
     banded = np.isfinite(curve.low) & np.isfinite(curve.high) & ~curve.censored
@@ -234,10 +275,13 @@ def draw_curve(
         low, high = np.where(banded, curve.low, np.nan), np.where(banded, curve.high, np.nan)
         ax.fill_between(curve.x, axis.place(low), high, where=banded, color=look.color, alpha=0.12 if theory else 0.2, lw=0,
                         zorder=1.5, gid=f"band:{curve.key}")  # fmt: skip
-    every = _marks_at(ax) if np.isfinite(shown).sum() > 8 and look.dashes != "none" else None
+    points = int(np.isfinite(shown).sum())
+    every = _marks_at(ax) if points > (8 if look.dashes != "none" else DENSE) else None
     ax.plot(curve.x, shown, markevery=every, zorder=order, gid=f"curve:{curve.key}", label=label, **_line_of(look))
     legend.line(label, look)
     if curve.censored.any():
+        if axis.zero is not None and look.dashes != "none":
+            _drops(ax, curve, shown, axis.zero, look)
         at, mark = curve.x[curve.censored], {**ZERO_MARK, "markersize": zero_size, "color": look.color, "label": "_"}
         every = 0.06 if len(at) > 8 else None
         ax.plot(at, np.full(len(at), axis.zero), linestyle="none", markevery=every, zorder=4, gid=f"zero:{curve.key}", **mark)
@@ -246,6 +290,18 @@ def draw_curve(
         place = y if y > axis.bottom else axis.zero or axis.bottom
         ax.plot([x], [place], linestyle="none", color=look.color, zorder=5, gid=f"end:{curve.key}", label="_", **END_MARK)
         legend.mark("a run ends here (diverged)", color="#444444", **END_MARK)
+
+
+def _drops(ax: Axes, curve: Curve, shown: np.ndarray, zero: float, look: Look) -> None:
+    """Join a curve to its zeros by thin lines: pieces and single points alone do not say that they are one curve."""
+    path = np.where(curve.censored, zero, shown)
+    touching = curve.censored[:-1] | curve.censored[1:]
+    if not touching.any():
+        return
+    ends, gap = np.flatnonzero(touching), np.full(int(touching.sum()), np.nan)
+    x = np.stack([curve.x[ends], curve.x[ends + 1], gap], 1).ravel()
+    y = np.stack([path[ends], path[ends + 1], gap], 1).ravel()
+    ax.plot(x, y, color=look.color, lw=0.5 * look.width, alpha=0.6, zorder=2.4, gid="decoration", label="_")
 
 
 def _marks_at(ax: Axes) -> tuple[float, float]:

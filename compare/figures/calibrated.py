@@ -11,7 +11,7 @@ import numpy as np
 from compare.figures.series import Curve
 
 EXACT = 1e-6  # below it a predicted measure is 0 but for rounding
-LABEL = "Theory, train: own decay"
+LABEL = "Theory, train: UFM, own decay"
 
 
 @dataclass(frozen=True)

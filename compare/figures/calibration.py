@@ -93,7 +93,7 @@ def _draw(style: Style, pairs: Mapping[str, Pair]) -> Any:
     colors, mesh = LinearSegmentedColormap.from_list("ufm", list(COLORS)), None
     for index, ((name, kind), ax) in enumerate(zip(order, grid.ravel(), strict=True)):
         pair, letter = pairs[name], "abcdef"[index]
-        said = NAMES[name] if kind == "predicted" else f"Distance {pair.distance:.3g}"
+        said = NAMES[name] if kind == "predicted" else f"Distance {pair.distance:.2g}"
         title(ax, f"{name} {kind}", f"({letter}) {said}")
         values = pair.predicted if kind == "predicted" else pair.measured
         mesh = draw_map(ax, values, norm, colors, f"{name} {kind}", diagonal=True)

@@ -56,10 +56,15 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     if any("nc1_ratio" not in row["path"] for row in rows):
         parts["nc1"] = ("Collapse", "NC1", parts["nc1"][2])
     shown = {name: part for name, part in parts.items() if any(curve for _, curve in part[2])}
+    # A panel of zeros alone (collapse on an aligned path) shows nothing that a sentence does not say.
+    zero = [name for name, part in shown.items() if not any((curve.value > 0).any() for _, curve in part[2])]
+    zero = zero if len(zero) < len(shown) else zero[1:]
+    shown = {name: part for name, part in shown.items() if name not in zero}
     with style.applied():
         figure = _draw(style, shown)
     out = [row for name, (_, _, curves) in shown.items() for _, one in curves for row in one.rows(name)]
-    return Drawing(figure, COLUMNS, out, _notes(rows, lawful))
+    said = tuple(f"{parts[name][0]}: zero at every time of every path, no panel." for name in zero)
+    return Drawing(figure, COLUMNS, out, _notes(rows, lawful) + said)
 
 
 def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

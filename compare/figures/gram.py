@@ -15,7 +15,12 @@ from compare.figures.maps import draw_maps, map_rows
 from compare.figures.series import COLUMNS
 from compare.style import Style
 
+LEAST = 0.3  # of the cosines' range 2, from the first to the last colour: less would blow up small distances from theory
 _NEEDED = ("penultimate/train/gram", "penultimate/test/gram")
+
+
+def _heading(what: str, style: Style) -> str:
+    return f"(a) Theory: {what}" if style.wide else f"(a) {what[:1].upper()}{what[1:]}"
 
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
@@ -35,14 +40,15 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     theory = predicted_angles(table, found)
     train, test = (np.mean([theory.of(one, split) for one in found.arrays.values()], axis=0) for split in ("train", "test"))
     maps = {
-        "theory": (f"(a) {theory.title}", theory.cosines),
+        "theory": (_heading(theory.title, style), theory.cosines),
         "train": ("(b) Train", train),
         "test": ("(c) Test", test),
     }
     apart = ~np.eye(len(train), dtype=bool)
     middle = float(np.mean(theory.cosines[apart]))
     shown = np.concatenate([m[apart] for m in (theory.cosines, train, test)])
-    limits = (float(np.nanmin(shown)), max(float(np.nanmax(shown)), float(np.nanmin(shown)) + 0.01))
+    low = float(np.nanmin(shown))
+    limits = (low, max(float(np.nanmax(shown)), low + LEAST))
     label = r"$\cos(\mu_i-\mu_C,\ \mu_j-\mu_C)$" if theory.centred else r"$\cos(\mu_i,\ \mu_j)$"
     with style.applied():
         figure = draw_maps(style, maps, limits, label, ("Class $i$", "Class $j$"))

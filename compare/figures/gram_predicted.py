@@ -10,7 +10,7 @@ import numpy as np
 
 from compare.figures.arrays import Kept
 
-_TITLES = {"etf": "Simplex ETF", "of": "Orthogonal", "gof": "Orthogonal"}
+_TITLES = {"etf": "simplex ETF", "of": "orthogonal", "gof": "orthogonal"}
 _ZERO = 1e-9  # share of the common mean below which the predicted means are centred
 
 
@@ -52,11 +52,11 @@ def predicted_angles(table: Mapping[str, Any], found: Kept) -> Expected:
         grams.append(gram)
         distances.append(float(np.linalg.norm(means @ means.T - gram) / np.linalg.norm(gram)))
         name = f"{STRUCTURES.get(prediction.name, prediction.name)}, {problem.features} features"
-        title = _TITLES.get(prediction.name, "Predicted")
+        title = _TITLES.get(prediction.name, "own optimum")
     if len(grams) < len(found.arrays):
         simplex = np.where(np.eye(classes, dtype=bool), 1.0, -1 / (classes - 1))
         wrong = (f"Panel a is not the prediction here: {found.not_etf}.",) if found.not_etf else ()
-        return Expected("Simplex ETF", simplex, True, (*wrong, f"No prediction at the network's own regularisation: {reason}."))
+        return Expected("simplex ETF", simplex, True, (*wrong, f"No prediction at the network's own regularisation: {reason}."))
     gram = np.mean(grams, axis=0)
     away = f"Relative distance of the train means' Gram matrix to it, lengths included: {np.mean(distances):.3g}."
     note = f"Panel a is the optimum at the networks' own regularisation: {name}."

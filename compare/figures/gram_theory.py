@@ -12,7 +12,7 @@ import numpy as np
 from compare.figures.axes import Legend, finish, make_square, panels, title
 from compare.figures.drawing import Drawing
 from compare.figures.series import COLUMNS, Measured, excluded_note
-from compare.figures.settings import swept
+from compare.figures.settings import setting_of, spoken, swept
 from compare.style import Style, escape
 from ufm.console import safe_text
 from ufm.errors import RequestError
@@ -73,16 +73,27 @@ def _chosen(table: Mapping[str, Any], most: int) -> list[tuple[str, dict[str, An
             "these cells keep no Gram matrices (rows of `ufm simulate single` do, up to 20 classes); run the sweep again"
         )
     try:
-        over = swept(table)
-    except RequestError:  # one cell, or no numeric option: the order in which they were recorded
-        return [(name, rows[name], ()) for name in kept[:most]]
-    kept.sort(key=lambda name: (over.groups[name], over.values[name]))
+        over = swept(table, fewer=False)
+        kept.sort(key=lambda name: (over.groups[name], over.values[name]))
+    except RequestError:  # one cell, no numeric option, too many curves: the order in which they were recorded
+        over = None
     number = min(most, len(kept))
     places = [len(kept) // 2] if number == 1 else [round(i * (len(kept) - 1) / (number - 1)) for i in range(number)]
+    if over is None:
+        chosen = {kept[i]: setting_of(known[kept[i]]) for i in places}
+        differ = [key for key in next(iter(chosen.values())) if len({repr(one.get(key)) for one in chosen.values()}) > 1]
+        told = {name: tuple(escape(f"{key}={_value(one[key])}") for key in differ) for name, one in chosen.items()}
+        if not differ and len(chosen) > 1:  # seeds of one setting
+            told = {name: tuple(f"seed={seed}" for seed in known[name].seeds) for name in chosen}
+        return [(name, rows[name], told[name]) for name in chosen]
     return [
         (name, rows[name], (*filter(None, over.groups[name].split(", ")), escape(f"{over.name}={over.values[name]:.4g}")))
         for name in (kept[i] for i in places)
     ]
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else safe_text(value)
 
 
 def _grams(paths: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -139,9 +150,8 @@ def _full(upper: Any, classes: int) -> np.ndarray:
 
 def _draw(style: Style, cells: list[Cell]) -> Any:
     from matplotlib.colors import LinearSegmentedColormap, Normalize
-    from matplotlib.ticker import MaxNLocator, NullLocator
 
-    from compare.figures.maps import COLORS, draw_map
+    from compare.figures.maps import COLORS, colour_bar, draw_map
 
     kinds = ("Predicted", "Found")
     lines = [[(cell, side, kind) for side in SIDES for kind in kinds] for cell in cells]
@@ -166,17 +176,12 @@ def _draw(style: Style, cells: list[Cell]) -> Any:
             if index:
                 ax.tick_params(labelleft=False)
             else:
-                ax.set_ylabel("\n".join([*(escape(text, 18) for text in cell.options), "Class $i$"]))
+                ax.set_ylabel("\n".join([*(spoken(text) for text in cell.options), "Class $i$"]))
             if number == len(lines) - 1:
                 ax.set_xlabel("Class $j$")
-    make_square(figure, grid[0, 0])
-    bar = figure.colorbar(mesh, ax=list(grid.ravel()), location="bottom", fraction=0.05, aspect=35, pad=0.02)
     shaky = "" if all(cell.proven for cell in cells) else "\n* evidence only (multistart), not proven"
-    bar.set_label(f"Gram entry / largest one found{shaky}")
-    bar.ax.set_label("colours")
-    bar.ax.xaxis.set_major_locator(MaxNLocator(5))
-    bar.ax.xaxis.set_minor_locator(NullLocator())
-    bar.outline.set_visible(False)
+    colour_bar(figure, mesh, grid.ravel(), f"Gram entry / largest one found{shaky}", 0.05)
+    make_square(figure, grid[0, 0])  # after the bar, which takes its height from the panels
     finish(figure, style, Legend())
     return figure
 

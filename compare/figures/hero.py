@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from compare.figures.axes import Legend, LogAxis, decades, finish, fix_ticks, panels, tick_labels, title
 from compare.figures.drawing import Drawing
 from compare.figures.series import COLUMNS, Measured, excluded_note, facts
-from compare.figures.settings import names
+from compare.figures.settings import names, spoken
 from compare.style import GROUP_COLORS, GROUP_MARKERS, GROUPS, LOOKS, Look, Style, escape, shades
 from ufm.errors import RequestError
 
@@ -20,6 +21,7 @@ X_LABEL = r"Test NC1 about the train means $=\mathrm{Tr}(\Sigma_W^{\mathrm{test}
 NARROW_X_LABEL = r"Test NC1 about the train means (strong)"
 FORBIDDEN = r"Forbidden: $\mathrm{err}_B>2\,\mathrm{NC1}$"
 _FORBIDDEN = {"facecolor": "#ededed"}
+MANY = 800  # points from which on a cloud of several groups hides itself
 _RING = {"marker": "o", "markersize": 6.0, "markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 0.8}
 
 
@@ -50,7 +52,8 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         raise RequestError(
             "the rows hold no pair of nc1_pinv_strong and ncc_error on test; draw a run of `empirical run collapse`"
         )
-    classes = sorted({facts(table, cell).classes for cell in rows.distinct("cell")} - {0})
+    counted = Counter(facts(table, cell).classes for cell in rows.distinct("cell"))
+    classes = sorted(set(counted) - {0}, key=lambda k: (-counted[k], k))  # the curve is for those of most settings
     with style.applied():
         figure, grid = panels(style, 1, 1, 0.56 * style.width if style.wide else 0.8 * style.width)
         lines = _draw(grid[0, 0], style, clouds, classes[:1])
@@ -75,7 +78,7 @@ def _clouds(rows: Measured, called: Mapping[str, str]) -> list[Cloud]:
     if by_layer:
         groups.sort(key=lambda group: {"input": -1, "penultimate": 1}.get(group[0], 0))  # else in the order of the forward pass
     colors = shades(len(groups)) if by_layer else GROUP_COLORS
-    labels = [called.get(name) or escape(name or "run") for name, _ in groups]
+    labels = [spoken(called.get(name) or escape(name or "run")) for name, _ in groups]
     labels = [f"{i + 1}: {label}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]  # cut to the same text
     return [_cloud(label, points, color) for label, (_, points), color in zip(labels, groups, colors, strict=False)]
 
@@ -115,9 +118,9 @@ def _draw(ax: Any, style: Style, clouds: Sequence[Cloud], classes: Sequence[int]
     ticks, minor = decades(left, right)
     fix_ticks(ax.xaxis, ticks, tick_labels(ticks), minor)
     for index, cloud in enumerate(clouds):
-        _scatter(ax, axis, cloud, Look(cloud.color, marker=GROUP_MARKERS[index]), legend)
+        _scatter(ax, axis, cloud, Look(cloud.color, marker=GROUP_MARKERS[index]), legend, _weight(clouds))
     if any(cloud.last.any() for cloud in clouds):
-        legend.mark("last epoch", **_RING)
+        legend.mark("last epoch (black edge)" if _weight(clouds).filled else "last epoch", **_RING)
     grid = np.geomspace(left, right, 200)
     for key, label, look, values in _theory(grid, classes):
         inside = (values >= axis.low) & (values <= 1)
@@ -149,19 +152,34 @@ def _theory(nc1: np.ndarray, classes: Sequence[int]) -> list[tuple[str, str, Loo
     return lines
 
 
-def _scatter(ax: Any, axis: LogAxis, cloud: Cloud, look: Look, legend: Legend) -> None:
+@dataclass(frozen=True)
+class _Weight:
+    """How strongly points are drawn: `size` in points and `alpha` of those on the way, whether the last ones are filled."""
+
+    size: float = 2.8
+    alpha: float = 0.55
+    filled: bool = False
+
+
+def _weight(clouds: Sequence[Cloud]) -> _Weight:
+    """Thousands of points of several groups are mud: then those on the way step back and the ends of trainings are seen."""
+    many = len(clouds) > 1 and all(c.last.any() for c in clouds) and sum(len(c.nc1) for c in clouds) > MANY
+    return _Weight(1.6, 0.28, True) if many else _Weight()
+
+
+def _scatter(ax: Any, axis: LogAxis, cloud: Cloud, look: Look, legend: Legend, weight: _Weight) -> None:
     shown = np.where(cloud.error > 0, cloud.error, np.nan)
     style = {"linestyle": "none", "marker": look.marker, "color": look.color, "markeredgewidth": 0.0}
-    ax.plot(cloud.nc1, shown, markersize=2.8, alpha=0.55, zorder=3, gid=f"curve:{cloud.label}", label=cloud.label, **style)
+    style |= {"markersize": weight.size, "alpha": weight.alpha, "zorder": 3}
+    ax.plot(cloud.nc1, shown, gid=f"curve:{cloud.label}", label=cloud.label, **style)
     legend.mark(cloud.label, marker=look.marker, color=look.color, markersize=3.5, markeredgewidth=0.0)
     if (cloud.error == 0).any():
         at = cloud.nc1[cloud.error == 0]
-        ax.plot(
-            at, np.full(len(at), axis.zero), markersize=2.8, alpha=0.55, zorder=3, gid=f"zero:{cloud.label}", label="_", **style
-        )
+        ax.plot(at, np.full(len(at), axis.zero), gid=f"zero:{cloud.label}", label="_", **style)
     if cloud.last.any():
         y = np.where(cloud.error > 0, cloud.error, axis.zero or axis.low)[cloud.last]
-        ax.plot(cloud.nc1[cloud.last], y, linestyle="none", zorder=5, gid=f"last:{cloud.label}", label="_", **_RING)
+        end = {**_RING, **({"marker": look.marker, "markersize": 4.2, "markerfacecolor": look.color} if weight.filled else {})}
+        ax.plot(cloud.nc1[cloud.last], y, linestyle="none", zorder=5, gid=f"last:{cloud.label}", label="_", **end)
 
 
 def _rows(cloud: Cloud) -> list[tuple[Any, ...]]:

@@ -147,7 +147,8 @@ def _draw(
         LogAxis.over([*separation["train"], *separation["test"], *laws.values()]),
         LogAxis.over([*error["train"], *error["test"]]),
     ]
-    labels = {"train": "Fit, train: log-linear", "test": r"Theory, test: fit $+\ 2\,$err"}
+    fitted = r"Fit, train: $D_0\,\rho^l$" + (_remark(fit) if fit is not None else "")
+    labels = {"train": fitted, "test": r"Theory, test: fit $+\ 2\,$err"}
     for row, (curves, axis) in enumerate(zip((separation, error), axes, strict=True)):
         for column, split in enumerate(("train", "test")):
             ax = grid[row, column]
@@ -155,8 +156,6 @@ def _draw(
             _epochs(ax, curves[split], split, epochs, axis, legend)
             if row == 0 and split in laws:
                 draw_curve(ax, laws[split], LOOKS["optimum" if split == "train" else "theory"], axis, legend, labels[split])
-                if split == "train" and fit is not None:
-                    legend.remark(_remark(fit))
             if not any(curves[split]):
                 ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#666666")
             title(ax, f"{('nc1', 'error')[row]}_{split}", f"({'abcd'[2 * row + column]}) {('NC1', 'Error')[row]}, {split}")
@@ -171,18 +170,23 @@ def _draw(
 
 
 def _epochs(ax: Any, curves: Sequence[Curve], split: str, epochs: Sequence[float], axis: LogAxis, legend: Legend) -> None:
-    for index, (one, epoch, color) in enumerate(zip(curves, epochs, shades(len(epochs)), strict=False)):
+    own, keys = Legend(), shades(len(epochs), "")
+    for index, (one, epoch, color) in enumerate(zip(curves, epochs, shades(len(epochs), split), strict=False)):
         look = Look(color, LOOKS[split].dashes, _MARKERS[index], LOOKS[split].width)
         label = f"Epoch {epoch:g}" + (" (untrained)" if epoch == 0 else "")
-        draw_curve(ax, one, look, axis, legend, label, zero_size=6.5 - 1.5 * index)
+        draw_curve(ax, one, look, axis, own, label, zero_size=6.5 - 1.5 * index)
+        if one:
+            legend.line(split.capitalize(), LOOKS[split])
+            legend.mark(label, marker=_MARKERS[index], color=keys[index], markeredgecolor="white")
+    for label, mark in own.marks.items():
+        legend.marks.setdefault(label, mark)
 
 
 def _remark(fit: Fit) -> str:
-    """Return rho with as many decimals as its interval allows, and Pearson's r."""
+    """Return rho with as many decimals as its interval allows."""
     digits = min(5, max(2, -math.floor(math.log10(fit.half)))) if np.isfinite(fit.half) and fit.half > 0 else 3
     spread = rf"\pm{fit.half:.{digits}f}" if np.isfinite(fit.half) else ""
-    pearson = rf"$, $r={fit.pearson:.3f}" if np.isfinite(fit.pearson) else ""
-    return rf"$\rho={fit.rho:.{digits}f}{spread}{pearson}$"
+    return rf", $\rho={fit.rho:.{digits}f}{spread}$"
 
 
 def depth_axis(ax: Any, layers: int) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from compare.figures.arrays import MOST_CLASSES
 from compare.figures.axes import Legend, finish, make_square, panels, title
 from compare.style import Style
 
 # One hue from light to dark, so that print in grey keeps the order; the diagonal is the one grey.
+CLASS_PITCH = 0.125  # inches: a class from which on every one has its number
 _DIAGONAL = "#d0d0d0"
 COLORS = ("#fdf6e3", "#f3c98b", "#e08a4f", "#a8465a", "#4b2467", "#0b0b3b")
 
@@ -31,11 +32,12 @@ def draw_maps(
 
     `sides` names the rows and the columns.
     """
-    figure, grid = panels(style, 1, len(maps), (style.width - 0.55) / len(maps) + 0.98)
+    side = (style.width - 0.55) / len(maps)
+    figure, grid = panels(style, 1, len(maps), side + 0.98)
     norm, colors = Normalize(*limits), LinearSegmentedColormap.from_list("ufm", list(COLORS))
     mesh = None
     for index, (ax, (name, (text, values))) in enumerate(zip(grid[0], maps.items(), strict=True)):
-        mesh = draw_map(ax, values, norm, colors, name)
+        mesh = draw_map(ax, values, norm, colors, name, side=side)
         title(ax, name, text)
         ax.set_xlabel(sides[1])
         if index:
@@ -54,12 +56,15 @@ def colour_bar(figure: Figure, mesh: Any, panels: Iterable[Axes], label: str, fr
     bar.set_label(label)
     bar.ax.set_label("colours")
     bar.ax.xaxis.set_major_locator(MaxNLocator(5))
+    bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{0.0 if abs(value) < 1e-12 else value:.4g}"))
     bar.ax.xaxis.set_minor_locator(NullLocator())
     bar.outline.set_visible(False)
 
 
-def draw_map(ax: Axes, values: np.ndarray, norm: Normalize, colors: Any, name: str, *, diagonal: bool = False) -> Any:
-    """Draw one map (K, K); its diagonal only when asked for."""
+def draw_map(
+    ax: Axes, values: np.ndarray, norm: Normalize, colors: Any, name: str, *, diagonal: bool = False, side: float = 0.0
+) -> Any:
+    """Draw one map (K, K); its diagonal only when asked for. `side` is about its width in inches: room for labels."""
     shown = shown_classes(values)
     size = len(shown)
     mesh = ax.pcolormesh(
@@ -74,8 +79,10 @@ def draw_map(ax: Axes, values: np.ndarray, norm: Normalize, colors: Any, name: s
     ax.set_facecolor(_DIAGONAL)
     ax.invert_yaxis()
     stride = -(-size // 10)
+    if size > 5 and side / size < CLASS_PITCH:
+        stride *= 2
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(FixedLocator(list(range(0, size, stride * 2 if size > 5 else stride))))
+        axis.set_major_locator(FixedLocator(list(range(0, size, stride))))
         axis.set_minor_locator(NullLocator())
     for side in ax.spines.values():
         side.set_visible(False)

@@ -35,6 +35,8 @@ PANELS = {
     "nc4": ("NC4: nearest mean", "Disagreeing share", "nc4_disagreement", "", True),
 }
 OPTIMUM = "Theory, train: 0 (simplex ETF)"
+FITTED = 1e-3  # train error from which on the training set counts as fitted (Papyan et al. 2020: 99.9 % right)
+_TERMINAL = {"color": "#8a8a8a", "linestyle": (0, (1.0, 2.0)), "linewidth": 0.9}
 Panel = tuple[str, str, str, str, bool]
 
 
@@ -44,6 +46,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     Every one is 0 at the optimum of the balanced unconstrained-features model with d >= K - 1; theory says so of train alone.
     Where the optimum at the network's own regularisation (`compare.calibrate`) is another structure, its NC2 and NC3 are drawn
     instead. Without it the line is left out where the table's column `predicted` says that 0 does not apply to the setting.
+    A grey line marks where the train error has come to stay at or under 0.1 %, the beginning of the terminal phase.
     Test values are about the test set's own means (NC4: its own class means too).
 
     Raises:
@@ -62,10 +65,15 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     with style.applied():
         figure, grid = panels(style, 2, 2, 0.30 * style.width if style.wide else 0.46 * style.width, sharex=True)
         legend = Legend()
+        terminal = _terminal(rows, along)
         for ax, letter, (name, spec) in zip(grid.ravel(), "abcd", PANELS.items(), strict=True):
             _panel(ax, spec, found[name], legend, theory[name])
             title(ax, name, f"({letter}) {spec[0]}")
             label = time_axis(ax, every, along)
+            if terminal is not None:
+                ax.axvline(terminal, zorder=1.2, gid="decoration", label="_", **_TERMINAL)
+        if terminal is not None:
+            legend.rule(rf"Train error $\leq{100 * FITTED:g}\,\%$ from here on", **_TERMINAL)
         if any(np.isfinite(c.low).any() for c in every):
             legend.band(f"95 % interval, {seed_counts(every)}")
         finish(figure, style, legend, label)
@@ -78,6 +86,14 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     ]
     told = (own.note(),) if own and any(lines.levels for lines in theory.values()) else ()
     return Drawing(figure, COLUMNS, table_rows, _notes(every, found, theory) + told + excluded_note(table))
+
+
+def _terminal(rows: Measured, along: str) -> float | None:
+    """Return the first measurement from which on the mean train error stays at most FITTED; None if it never does, or at once."""
+    error = curve(rows.where(measure="error", split="train", layer="network"), "train_error", along=along, rate_of=np.nan)
+    above = np.flatnonzero(~(error.value <= FITTED)) if error else np.zeros(0, int)
+    after = int(above[-1]) + 1 if len(above) else len(error.x)
+    return float(error.x[after]) if after < len(error.x) else None
 
 
 @dataclass(frozen=True)

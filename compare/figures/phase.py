@@ -14,7 +14,7 @@ from compare.figures.cells import differing, sweep_rows
 from compare.figures.drawing import Drawing
 from compare.figures.maps import COLORS
 from compare.figures.series import COLUMNS, Curve
-from compare.figures.settings import SYMBOLS
+from compare.figures.settings import LONGEST, SYMBOLS, spoken, telling
 from compare.style import GROUPS, LOOKS, Style, escape, group_look
 from ufm.errors import RequestError
 
@@ -99,9 +99,9 @@ def _curves(rows: Sequence[dict[str, Any]], along: str, others: Sequence[str], s
                 one = _share_curve(f"{name} {label}", found[name])
                 shift = 1 + 0.012 * (index - (len(groups) - 1) / 2)  # equal shares stay apart
                 one = Curve(one.key, one.x * shift, one.value, one.low, one.high, one.seeds, one.censored)
-                _draw_share(ax, one, group_look(index), legend, label)
+                _draw_share(ax, one, group_look(index), legend, spoken(label))
                 out += one.rows(name)
-            _share_axis(ax, name, SYMBOLS.get(along, "Initial scale $s$" if along == "init_scale" else escape(along)), groups)
+            _share_axis(ax, SYMBOLS.get(along, escape(along)), groups)
             title(ax, name, f"({letter}) {text}")
         legend.mark("95 % interval (Clopper-Pearson)", marker="|", markersize=8, markeredgewidth=0.8, color="#444444")
         finish(figure, style, legend)
@@ -111,9 +111,11 @@ def _curves(rows: Sequence[dict[str, Any]], along: str, others: Sequence[str], s
 def _counts(rows: Sequence[dict[str, Any]], along: str, others: Sequence[str]) -> dict[str, dict[str, dict[float, Count]]]:
     """Return group -> share's name -> value of `along` -> Count."""
     found: dict[str, dict[str, dict[float, list[bool]]]] = {}
+    settings = {repr([row["parameters"].get(name) for name in others]): row["parameters"] for row in rows}
+    told = telling(settings, others)
     for row in sorted(rows, key=lambda r: [str(r["parameters"].get(name)) for name in others]):
         options = row["parameters"]
-        label = escape(", ".join(f"{_short(name)}{_plain(options.get(name))}" for name in others) or "Random starts")
+        label = escape(", ".join(f"{_short(name)}{_plain(options.get(name))}" for name in told) or "Random starts", LONGEST)
         for name, (_, test) in SHARES.items():
             found.setdefault(label, {}).setdefault(name, {}).setdefault(float(options[along]), []).append(bool(test(row)))
     return {
@@ -145,13 +147,13 @@ def _draw_share(ax: Any, one: Curve, look: Any, legend: Legend, label: str) -> N
     ax.plot(x, y, color=look.color, lw=0.8, zorder=2, gid=f"band:{one.key}", label="_")
 
 
-def _share_axis(ax: Any, name: str, label: str, groups: Mapping[str, Any]) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+def _share_axis(ax: Any, label: str, groups: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     values = sorted({x for shares in groups.values() for at in shares.values() for x in at})
-    top = max(count.interval()[1] for shares in groups.values() for count in shares[name].values())
-    ax.set_ylim(-0.03 * top, 1.03 * top)
-    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.set_ylim(-0.03, 1.03)  # both panels alike: a share of a few per cent is not magnified, no interval is cut
+    ax.yaxis.set_major_locator(FixedLocator([0.0, 0.25, 0.5, 0.75, 1.0]))
+    ax.yaxis.set_major_formatter(FixedFormatter(["0", "0.25", "0.5", "0.75", "1"]))
     ax.set_xscale("log")
     ax.set_xlim(values[0] / 1.1, values[-1] * 1.1)
     ax.xaxis.set_major_locator(FixedLocator(values if len(values) <= 6 else values[:: -(-len(values) // 6)]))

@@ -39,7 +39,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         RequestError: the settings do not differ in `train_per_class`, or in that and something else.
     """
     rows = Measured.of(table)
-    over = swept(table, "train_per_class")
+    over = swept(table, "train_per_class", fewer=False)
     if len(set(over.groups.values())) > 1:
         raise RequestError("the settings differ in more than train_per_class; name the runs of one sweep over samples")
     rows = last_epochs(over.rows(rows))
@@ -149,7 +149,7 @@ def _draw(
     axis.apply(right)
     for key, (label, look, *_) in _ERRORS.items():
         draw_curve(right, errors[key], LOOKS[look], axis, legend, label)
-    right.set_ylabel("Error rate (share of samples)")
+    right.set_ylabel("Error rate")
     title(right, "error", "(b) Last epoch, error")
     every = [*collapse.values(), *errors.values()]
     for ax in (left, right):

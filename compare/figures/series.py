@@ -65,7 +65,7 @@ class Measured:
                 raise RequestError(f"the table has no column {name!r}; load it with compare.load(RUN)")
         length = len(table["value"])
         if not length:
-            raise RequestError("the runs hold no measured value; run `empirical run collapse` first")
+            raise RequestError(_why_empty(table))
         columns = {name: _texts(table[name] if name in names else None, length) for name in _TEXT}
         columns |= {name: _numbers(table[name] if name in names else None, length) for name in _NUMBERS}
         for name in ("epoch", "step"):  # -1 stands for "has none" (a cell of a theory sweep)
@@ -90,6 +90,22 @@ class Measured:
 
     def __len__(self) -> int:
         return len(self["value"])
+
+
+def _why_empty(table: Mapping[str, Any]) -> str:
+    """Say why a table has no row, and what helps: a sweep cut short is not cured by training a network."""
+    left_out, cells = getattr(table, "excluded", ()), getattr(table, "cells", None) or {}
+    if not left_out:
+        return "the runs hold no measured value; run `empirical run collapse` or `ufm simulate` first"
+    first = clause(safe_text(left_out[0].reason))
+    if not any("#" in one.cell for one in left_out):
+        return f"the runs hold no measured value: all are left out, the first for: {first}; run them again to the end"
+    system = next((cells[one.cell].system for one in left_out if one.cell in cells), "")
+    again = f"run `ufm simulate {safe_text(system)[:20]}` again" if system else "run the sweep again"
+    limited = all("limit" in one.reason for one in left_out if "#" in one.cell)
+    set_by_hand = any(cells[one.cell].config.get("steps") for one in left_out if one.cell in cells)
+    remedy = f"{again} with more --steps{', or without --steps' if set_by_hand else ''}" if limited else again
+    return f"none of the {len(left_out)} cells of the sweep has converged (the first: {first}); {remedy}"
 
 
 def _texts(column: Any, length: int) -> np.ndarray:

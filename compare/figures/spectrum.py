@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from compare.figures import head_spectrum
 from compare.figures.arrays import Kept, kept
-from compare.figures.axes import Legend, LogAxis, draw_curve, finish, panels, title, zero_line
+from compare.figures.axes import Legend, LinearAxis, LogAxis, draw_curve, finish, panels, title, zero_line
 from compare.figures.drawing import Drawing
 from compare.figures.heads import deep_cells
 from compare.figures.series import COLUMNS, Curve, Measured, curve, seed_counts
@@ -86,7 +86,7 @@ def _draw(style: Style, between: Mapping[str, Curve], within: Mapping[str, Curve
     figure, grid = panels(style, rows, columns, 0.36 * style.width if style.wide else 0.56 * style.width)
     left, right = grid.ravel()
     legend = Legend()
-    axis = LogAxis.over([*between.values(), flat], zero=True)
+    axis = _axis([*between.values(), flat])
     axis.apply(left)
     named = {"train": ("Train", "train"), "test": ("Test", "test"), "weights": ("Classifier", "weights")}
     for index, (key, (label, look)) in enumerate(named.items()):
@@ -109,6 +109,13 @@ def _draw(style: Style, between: Mapping[str, Curve], within: Mapping[str, Curve
         legend.band(f"95 % interval, {seed_counts(every)}")
     finish(figure, style, legend)
     return figure
+
+
+def _axis(curves: list[Curve]) -> LinearAxis | LogAxis:
+    """Return a linear axis for values within a decade, where flat is seen as flat and zero needs no break."""
+    values = np.concatenate([c.value[~c.censored] for c in curves if c] or [np.ones(1)])
+    values = values[np.isfinite(values) & (values > 0)]
+    return LinearAxis.over(curves) if len(values) and values.max() < 10 * values.min() else LogAxis.over(curves, zero=True)
 
 
 def _notes(found: Kept, between: Mapping[str, Curve]) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from compare.figures.axes import Legend, LogAxis, draw_curve, finish, panels, title
+from compare.figures.axes import DENSE, Legend, LinearAxis, LogAxis, draw_curve, finish, panels, title
 from compare.figures.drawing import Drawing
 from compare.figures.series import COLUMNS, Curve, Measured, curve, excluded_note, seed_counts
-from compare.figures.settings import Swept, swept, swept_axis
+from compare.figures.settings import Swept, spoken, swept, swept_axis
 from compare.style import LOOKS, Look, Style, escape, group_look
 from ufm.errors import RequestError
 
@@ -26,6 +26,7 @@ class Panel:
     measures: tuple[str, ...]
     linear: bool = False
     grouped: str = ""  # the label where groups share the panel
+    rounding: bool = False  # what is left of zero: from cell to cell it is noise
 
 
 PANELS = (
@@ -33,13 +34,14 @@ PANELS = (
     Panel("logit_gap", "Logit gap", r"$z_{kk}-\overline{z_{kj}}$", ("logit_gap",), linear=True),
     Panel("norms", "Norms", "Frobenius norm", ("weight_norm", "feature_norm"), grouped=r"$\|W\|_F$"),
     Panel("angles", "Angles", "Mean angle (degrees)", ("angle_weights", "angle_means"), True, "Mean angle in $W$ (degrees)"),
-    Panel("gap", "Certificate", "Duality gap", ("certificate_gap",)),
+    Panel("gap", "Certificate", "Duality gap", ("certificate_gap",), rounding=True),
     Panel(
         "geometry",
         "Distance to theory",
         "Distance (0: exact)",
         ("nc2_to_prediction", "nc3_cosine"),
         grouped="NC2 to the prediction",
+        rounding=True,
     ),
 )
 NAMES = {
@@ -59,6 +61,7 @@ REGIMES = {
     "minority collapse": "minority collapse",
     "majority collapse": "majority collapse",
 }
+PARTS = 16  # points of a dense curve of rounding errors
 DASHES = ((0, (1.0, 1.5)), (0, (5.0, 1.5, 1.0, 1.5)), (0, (3.0, 1.0)), "solid", (0, (5.0, 1.2, 1.0, 1.2, 1.0, 1.2)))
 
 
@@ -69,42 +72,6 @@ class Shown:
     label: str
     curve: Curve
     look: Look
-
-
-@dataclass(frozen=True)
-class LinearAxis:
-    """A linear axis with the interface of `LogAxis`: zero is a place like any other."""
-
-    low: float
-    high: float
-    zero: float = 0.0
-
-    @classmethod
-    def over(cls, curves: list[Curve]) -> LinearAxis:
-        """Return the axis that holds the curves, from 0 where they come near it."""
-        values = np.concatenate([np.concatenate([c.value, c.low, c.high]) for c in curves] or [np.array([0.0, 1.0])])
-        values = values[np.isfinite(values)]
-        low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-        low = 0.0 if 0 <= low < 0.6 * high or any(c.censored.any() for c in curves) else low
-        even = high - low <= 1e-6 * abs(high)  # a flat curve is not magnified into its own rounding
-        margin = (0.06 * abs(high) if even else 0.06 * (high - low)) or 1.0
-        return cls(low - margin, high + margin)
-
-    @property
-    def bottom(self) -> float:
-        """The lowest drawn value."""
-        return self.low
-
-    def place(self, values: np.ndarray) -> np.ndarray:
-        """Return where to draw `values`."""
-        return values
-
-    def apply(self, ax: Any) -> None:
-        """Set limits and ticks of the vertical axis."""
-        from matplotlib.ticker import MaxNLocator
-
-        ax.set_ylim(self.low, self.high)
-        ax.yaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
 
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
@@ -141,15 +108,29 @@ def _shown(rows: Measured, over: Swept, panel: Panel, unproven: set[str]) -> lis
     for i, group in enumerate(groups):
         for j, measure in enumerate(measures):
             mine = rows.where(measure=measure, group=group)
-            label = _named(FOUND, group) if several else NAMES.get(measure, FOUND)
+            label = _named(FOUND, spoken(group)) if several else NAMES.get(measure, FOUND)
             made = curve(mine, f"{measure} {group}".strip(), along="swept")
             look = group_look(i + (j if len(measures) > 1 else 0))
             predicted = _predictions(mine, f"{measure} {group}".strip(), unproven) if panel.name != "geometry" else []
+            if made and panel.rounding:
+                made = worst(made)
             if made:
                 # Cells of a sweep are no runs over time: a seed without a value there has not diverged.
                 found.append(Shown(label, replace(made, ends=()), replace(look, dashes="none") if predicted else look))
             found += predicted
     return sorted(found, key=lambda one: one.label in (PREDICTED, UNPROVEN))  # the legend reads what was found first
+
+
+def worst(one: Curve) -> Curve:
+    """Return a dense curve of rounding errors as its largest value in each of PARTS parts of the axis; a short one as it is."""
+    if len(one.x) <= DENSE:
+        return one
+    at = np.log(one.x) if (one.x > 0).all() else one.x
+    part = np.minimum(((at - at.min()) / np.ptp(at) * PARTS).astype(int), PARTS - 1)
+    value = np.where(np.isfinite(one.value), one.value, -np.inf)
+    chosen = np.array([here[value[here].argmax()] for k in range(PARTS) if len(here := np.flatnonzero(part == k))])
+    keep = {name: getattr(one, name)[chosen] for name in ("x", "value", "low", "high", "seeds", "censored")}
+    return replace(one, **keep)
 
 
 def _predictions(rows: Measured, key: str, unproven: set[str]) -> list[Shown]:
@@ -221,9 +202,9 @@ def crossings(x: np.ndarray, numbers: np.ndarray) -> list[float]:
 
 
 def _draw(style: Style, over: Swept, shown: Mapping[Panel, list[Shown]], limits: Mapping[str, list[float]]) -> Any:
-    columns = 3 if style.wide else (1 if len(shown) < 4 else 2)
+    columns = min(3, len(shown)) if style.wide else (1 if len(shown) < 4 else 2)
     lines = -(-len(shown) // columns)
-    height = {1: 0.52, 2: 0.45, 3: 0.32}[columns] * style.width
+    height = {1: 0.42 if style.wide else 0.52, 2: 0.45, 3: 0.32}[columns] * style.width
     figure, grid = panels(style, lines, columns, height, sharex=True)
     legend, axes, several = Legend(), list(grid.ravel()), len(set(over.groups.values())) > 1
     every = [one.curve for found in shown.values() for one in found]
@@ -254,7 +235,7 @@ def _threshold(ax: Any, name: str, places: list[float], dashes: Any, legend: Leg
     look = {"color": "#7a7a7a", "linestyle": dashes, "linewidth": 0.9}
     for x in places:
         ax.axvline(x, zorder=1.2, gid=f"threshold:{name}", label="_", **look)
-    legend.rule(f"Threshold: {name}", **look)
+    legend.rule(f"Threshold: {spoken(name)}", **look)
 
 
 def _named(label: str, group: str) -> str:
@@ -267,7 +248,10 @@ def _notes(over: Swept, shown: Mapping[Panel, list[Shown]], limits: Mapping[str,
     predicted = {one.curve.key: one.curve for one in theory}
     counted = seed_counts([one.curve for one in loss])
     gap = "; the gap is a bound on f - f* by convex duality" if any(panel.name == "gap" for panel in shown) else ""
-    notes = [f"Swept: {over.name}. Means over {counted}{gap}."]
+    notes = [f"Swept: {over.name}. Means over {counted}{gap}.", *([over.left] if over.left else [])]
+    rounded = [panel.text for panel, found in shown.items() if panel.rounding and any(len(o.curve.x) == PARTS for o in found)]
+    if rounded:
+        notes.append(f"{', '.join(rounded)}: the largest value in each of {PARTS} equal parts of the axis.")
     for panel, found in shown.items():
         off = [
             np.nanmax(np.abs(one.curve.value - other.value) / np.maximum(np.abs(other.value), 1e-300))

@@ -67,7 +67,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     every = [*collapse.values(), *lines.values(), *errors.values(), *loss.curves]
     with style.applied():
         figure, axes = _panels(style, 3 if loss.curves else 2)
-        legend, together = Legend(), len(axes) == 3 and style.wide  # three labels of the axis do not fit beside each other
+        legend, together = Legend(), len(axes) == 3 or not style.wide  # side by side three labels of the axis do not fit
         _draw_collapse(axes[0], collapse, lines, legend)
         _draw_errors(axes[1], errors, legend)
         if loss.curves:
@@ -117,7 +117,8 @@ def _errors(rows: Measured, layer: str, along: str, samples: float) -> dict[str,
 
 def _panels(style: Style, number: int) -> tuple[Any, Any]:
     rows, columns = (1, number) if style.wide else (number, 1)
-    figure, grid = panels(style, rows, columns, 0.36 * style.width if style.wide else 0.56 * style.width)
+    height = 0.36 if style.wide else 0.56 if number < 3 else 0.48
+    figure, grid = panels(style, rows, columns, height * style.width, sharex=not style.wide)
     return figure, grid.ravel()
 
 
@@ -143,7 +144,7 @@ def _draw_errors(ax: Any, errors: Mapping[str, Curve], legend: Legend) -> None:
         ("test_ncc_error", "Test error, class means", "ncc_error"),
     ]:
         draw_curve(ax, errors[key], LOOKS[look], axis, legend, label)
-    ax.set_ylabel("Error rate (share of samples)")
+    ax.set_ylabel("Error rate")
     title(ax, "error", "(b) Error")
 
 

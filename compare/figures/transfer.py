@@ -11,7 +11,7 @@ import numpy as np
 from compare.figures.axes import Legend, LogAxis, draw_curve, finish, panels, time_axis, title
 from compare.figures.drawing import Drawing
 from compare.figures.series import COLUMNS, Curve, Measured, curve, excluded_note, facts, seed_counts
-from compare.figures.settings import names
+from compare.figures.settings import names, spoken
 from compare.style import LOOKS, Look, Style
 from ufm.errors import RequestError
 
@@ -20,20 +20,29 @@ SETTINGS = 2  # side by side; more do not fit a column's width
 STEP = 2.2  # points between the markers of two probes at one epoch
 # From left to right; those that usually part from the others are in the middle, nearest to their lines.
 _BESIDE = ("probe_std", "probe_ridge", "probe_raw", "probe_whiten", "probe_ncc", "probe_knn", "probe_finetune")
-# probe -> label and look: probes often read the same, so each has a dash pattern and a marker of its own, also without colour
+_DOTS = LOOKS["test"].dashes
+# probe -> label and look: probes often read the same, so each has a dash pattern and a marker of its own, also without colour;
+# none looks like a curve of the panels below
 _PROBES = {
-    "probe_raw": ("Raw probe", LOOKS["train"]),
-    "probe_std": ("Standardised probe", Look("#7a4b94", (0, (4.0, 1.2)), "D")),
-    "probe_whiten": ("Whitened probe", LOOKS["test"]),
+    "probe_raw": ("Raw probe", Look("#4a2a80", "-", "X")),
+    "probe_std": ("Standardised probe", Look("#b07cc6", (0, (4.0, 1.2)), "D")),
+    "probe_whiten": ("Whitened probe", Look("#b0124a", _DOTS, "h", 1.5)),
     "probe_ridge": ("Ridge probe", Look("#e8a000", (0, (5.0, 1.2, 1.0, 1.2)), "^")),
     "probe_ncc": ("Nearest mean", Look("#1f9e89", (0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)), "P")),
-    "probe_knn": ("5 neighbours", Look("#9a9a9a", (0, (1.0, 2.4)), "X", 1.5)),
+    "probe_knn": ("5 neighbours", Look("#9a9a9a", (0, (1.0, 2.4)), "p", 1.5)),
     "probe_finetune": ("Fine-tuned", Look("#2f9bd0", (0, (2.2, 1.0)), "v")),
 }
+_CDNV = Look("#e8a000", _DOTS, "*", 1.5)
 _COLLAPSE = {
     "train": ("NC1, coarse, train", LOOKS["train"], "nc1_pinv", "train", "self"),
     "test": ("NC1, coarse, test", LOOKS["test"], "nc1_pinv_strong", "test", "train"),
-    "cdnv_directional": ("Directional CDNV, fine, test", LOOKS["ncc_error"], "fine_cdnv_directional", "test", "self"),
+    "cdnv_directional": (
+        "Directional CDNV, fine, test",
+        Look("#e8a000", _DOTS, "*", 1.5),
+        "fine_cdnv_directional",
+        "test",
+        "self",
+    ),
     "rank": ("Effective rank, train", LOOKS["weights"], "rank_effective", "train", "self"),
 }
 CHANCE = "Chance"
@@ -134,8 +143,8 @@ def _draw(style: Style, settings: list[_Setting]) -> Any:
         every = [*one.probes.values(), *one.collapse.values()]
         time_axis(top, every, "epoch")
         below = time_axis(bottom, every, "epoch")
-        named = len(settings) > 1 and (style.wide or len(one.name) <= NARROW)
-        heading = (one.name, one.name) if named else ("Probes", "Features")
+        named = len(settings) > 1 and (style.wide or len(spoken(one.name)) <= NARROW)
+        heading = (_heading(one.name),) * 2 if named else ("Probes", "Features")
         title(top, f"probes_{column + 1}", f"({'ab'[column]}) {heading[0]}")
         title(bottom, f"features_{column + 1}", f"({'abcd'[len(settings) + column]}) {heading[1]}")
     grid[0, 0].set_ylabel("Accuracy, fine labels")
@@ -145,6 +154,11 @@ def _draw(style: Style, settings: list[_Setting]) -> Any:
         legend.band(f"95 % interval, {_whose(curves)}")
     finish(figure, style, legend, below)
     return figure
+
+
+def _heading(name: str) -> str:
+    said = spoken(name)
+    return said if said == name else said[:1].upper() + said[1:]
 
 
 def _probes(ax: Any, one: _Setting, legend: Legend) -> None:

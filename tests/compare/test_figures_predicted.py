@@ -55,11 +55,11 @@ BASE = {"classes": 4, "dim": DIM, "counts": 20, "lambda_w": 2e-3, "lambda_h": 1e
 @pytest.mark.parametrize(
     "changes, title, off",
     [
-        ({"loss": "ce"}, "(a) Simplex ETF", -1 / 3),
-        ({"loss": "mse"}, "(a) Orthogonal", 0.0),
-        ({"loss": "mse", "counts": (30, 20, 10, 5)}, "(a) Orthogonal", 0.0),
-        ({"loss": "mse", "bias": "ridge", "lambda_b": 2e-3}, "(a) Simplex ETF", -1 / 3),
-        ({"loss": "ce", "features": "nonnegative"}, "(a) Orthogonal", 0.0),
+        ({"loss": "ce"}, "(a) Theory: simplex ETF", -1 / 3),
+        ({"loss": "mse"}, "(a) Theory: orthogonal", 0.0),
+        ({"loss": "mse", "counts": (30, 20, 10, 5)}, "(a) Theory: orthogonal", 0.0),
+        ({"loss": "mse", "bias": "ridge", "lambda_b": 2e-3}, "(a) Theory: simplex ETF", -1 / 3),
+        ({"loss": "ce", "features": "nonnegative"}, "(a) Theory: orthogonal", 0.0),
     ],
 )
 def test_the_predicted_panel_is_the_prediction_that_applies(tmp_path, changes, title, off):

@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 from synthetic_runs import hui_setting, write_training
 
-from compare.judging import best_scale, judge_runs, lines
+from compare.judging import best_scale, judge_runs, lines, named_cell
 from compare.load import load
 from compare.papers import paper
 from ufm.errors import RequestError
@@ -50,3 +52,16 @@ def test_lines_say_reasons_controls_and_what_was_left_out(tmp_path):
     assert any(line.startswith("train-collapse: agrees; ") for line in said)
     assert any(line.startswith("  control (the untrained network): deviates") for line in said)
     assert said[-1].startswith(f"left out: {folder.name}, seed 5: unfinished")
+
+
+@pytest.mark.parametrize(
+    "own, run, said",
+    [
+        ("few", "digits-mlp-ddc4e599ea95", "few: digits-mlp-ddc4e599ea95"),
+        ("*", "digits-mlp-ddc4e599ea95", "digits-mlp-ddc4e599ea95"),
+        ("etf", "etf", "etf"),  # a theory sweep is judged under the paper's name
+        ("few", "", ""),
+    ],
+)
+def test_a_hashed_run_is_named_by_the_papers_cell(own, run, said):
+    assert named_cell(SimpleNamespace(claim=SimpleNamespace(cell=own), cell=run)) == said
