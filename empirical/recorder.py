@@ -66,7 +66,9 @@ class Recorder:
             at: which epochs are measured: "log" (4 between e and 2e), "papyan", "every" or a list of epochs.
             loss: mean loss of (logits, labels) for the row `loss`; None: cross-entropy.
             config: what else identifies the run (learning rate, weight_decay, ...): strict JSON values. With weight_decay the
-                norms of a bias-free head are held against the pull of the loss too.
+                norms of a bias-free head are held against the pull of the loss too. Figures draw the theory of a head of
+                several maps from head "deep", bias False, head_activation ("linear" or "relu"), loss ("mse": half the sum
+                over classes; "ce") and width, the options of `empirical run collapse` of these names.
 
         Raises: RequestError for anything wrong (nothing is created); RunError when another process writes this run.
         """

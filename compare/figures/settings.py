@@ -105,9 +105,17 @@ def _power(number: re.Match[str]) -> str:
 
 
 def setting_of(cell: Any) -> dict[str, Any]:
-    """Return the options of one cell: its run's setting, with the values of the grid in the place of the grids."""
+    """Return the options of one cell: its run's setting, with the values of the grid in the place of the grids.
+
+    Of a run that somebody recorded in a loop of his own: what he said of it in `config`, beside what was found.
+    """
     inner = next((cell.config[key] for key in ("setting", "options", "spec") if isinstance(cell.config.get(key), Mapping)), {})
-    return {**inner, **{key: value for key, value in cell.config.items() if key in inner}} if inner else dict(cell.config)
+    if inner:
+        return {**inner, **{key: value for key, value in cell.config.items() if key in inner}}
+    told = cell.config.get("config")
+    if not isinstance(told, Mapping):
+        return dict(cell.config)
+    return {key: value for key, value in cell.config.items() if key != "config"} | dict(told)
 
 
 def swept(table: Mapping[str, Any], along: str = "", *, fewer: bool = True) -> Swept:

@@ -174,3 +174,24 @@ def test_log_spacing_needs_no_end():
     assert {64, 128, 256, 512, 1024} < set(due) and len(due) < 40
     ratios = [b / a for a, b in itertools.pairwise(due[8:])]
     assert max(ratios) < 1.3 and min(ratios) >= 1.1
+
+
+def test_a_recorded_head_of_several_maps_is_drawn_beside_its_theory(tmp_path):
+    """What the figures cannot see in the network, its user says in `config`; without it the reason is named."""
+    from compare.figures import draw
+    from compare.load import load
+    from compare.style import Style
+
+    told = {"head": "deep", "head_activation": "relu", "bias": False, "loss": "mse", "width": 8, "weight_decay": 1e-3}
+    notes = {}
+    for name, config in (("told", told), ("untold", {})):
+        torch.manual_seed(0)
+        maps = [part for _ in range(2) for part in (nn.Linear(8, 8, bias=False), nn.ReLU())]
+        model, (train, test) = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), *maps, nn.Linear(8, CLASSES, bias=False)), loaders()
+        with empirical.Recorder(tmp_path, model, train, test, name=name, at=[0, 2], config=config) as recorder:
+            fit(model, train, 2, recorder)
+        drawing = draw("layers", load(recorder.path), Style.of("icml"))
+        notes[name] = " ".join(drawing.notes), " ".join(map(str, drawing.rows))
+    assert "Theory: DNC ranks [3, 3, 3]" in notes["told"][0] and "DNC" in notes["told"][1]
+    assert "does not say the loss and the activation of its head" in notes["untold"][0]
+    assert "DNC" not in notes["untold"][1]
