@@ -17,6 +17,7 @@ from ufm.tables import load
 
 TIRED = 25  # iterations without halving the residual after which the duality gap is asked whether this is the optimum
 PATIENCE = 2000  # iterations without halving the residual before a solve counts as stalled
+NEAR_ZERO = 1e-5  # c |x|^2 below which an end point that the duality gap proved is asked whether zero is the optimum
 COMPACT = 0.75  # finished problems leave the batch when no more than this share is left
 STATUS = (Status.CONVERGED, Status.ZERO, Status.CERTIFIED, Status.STEP_LIMIT, Status.STALLED, Status.DIVERGED)
 CONVERGED, ZERO, CERTIFIED, STEP_LIMIT, STALLED, DIVERGED, RUNNING = range(7)
@@ -101,8 +102,16 @@ def _ended(objective: Objective, state: object, tol: float, tired: Tensor) -> Te
 
 def settle(objective: Objective, end: dict[str, Tensor]) -> Tensor:
     """Return the end points, exactly zero where zero is optimal, with the bias that is optimal there."""
-    index = (end["status"] == ZERO).nonzero().squeeze(1)
     x = end["x"].clone()
+    # The duality gap may close while what is left of the features is still shrinking.
+    shrinking = (objective.c * x[:, : objective.split_at[1]].square()).sum(1) < NEAR_ZERO
+    index = ((end["status"] == CERTIFIED) & shrinking).nonzero().squeeze(1)
+    if len(index):
+        some = objective.select(index)
+        at = at_zero(some, x[index])
+        optimal = some.is_zero(at) & (some.value(at) <= some.value(x[index]))
+        end["status"][index[optimal]] = ZERO
+    index = (end["status"] == ZERO).nonzero().squeeze(1)
     if not len(index):
         return x
     some = objective.select(index)

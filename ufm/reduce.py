@@ -58,6 +58,7 @@ class Reduced:
     sizes: np.ndarray  # (B, 3): K, T, r of every problem
     dim: int  # r of the batch
     budget: Tensor | None = None  # (B, 2): largest |W| and |H| of the layer-peeled ball
+    nonnegative: bool = False  # whether features are
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -166,6 +167,7 @@ def reduce(problems: Sequence[Problem], device: str | torch.device = "cpu", wide
         sizes=sizes,
         dim=dim,
         budget=None if budget is None else tensor(budget),
+        nonnegative=first.features == "nonnegative",
     )
 
 

@@ -309,7 +309,7 @@ class Run:
         """Return the Solutions after what is known of local minima, and which problems they do not fit the dimension of."""
         if problems[0].constraint == "ridge" and loss_name(problems[0]) == "focal":
             x = self.compare_with_zero(objective, x, end, start)
-        if problems[0].features == "nonnegative" and prover(problems[0]) is not None:
+        if problems[0].features == "nonnegative" and problems[0].constraint == "ridge":
             x = revive(objective, x, end, self.solver, self.steps, self.tol, prover(problems[0]))
         features = objective.factors(x)[1].cpu()
         narrow = [i for i, p in enumerate(problems) if p.features == "nonnegative" and not fits(p, features[i])]

@@ -94,3 +94,30 @@ def test_a_gap_that_stays_open_is_spoken_of():
     solution = ufm.solve(ufm.Problem(5, 2, 5, features="nonnegative", lambda_w=0.005, lambda_h=0.005))
     assert solution.certificate.gap > 1e-6
     assert "the gap is open" in solution.certificate.reason
+
+
+@pytest.mark.parametrize("K, counts", [(2, (28, 58)), (5, 24), (3, (38, 11, 11))], ids=str)
+@pytest.mark.parametrize("loss", ["ce", "focal", "smoothing"])
+def test_non_negative_features_above_the_last_threshold_end_at_zero(K, counts, loss):
+    """No class is alive from n = K N^2 lambda^2/(K - 1) on, the focal loss a little later: what is left is the loss at zero."""
+    n = np.broadcast_to(np.asarray(counts, dtype=float), (K,))
+    lam = (1.5 if loss == "focal" else 1.02) * (n.max() * (K - 1) / K) ** 0.5 / n.sum()
+    problem = ufm.Problem(K, K + 3, counts, loss=loss, features="nonnegative", lambda_w=2 * lam, lambda_h=lam / 2, focal_gamma=2)
+    solution = ufm.solve(problem)
+    assert solution.loss == pytest.approx(np.log(K) * ((1 - 1 / K) ** 2 if loss == "focal" else 1), rel=1e-13)
+    assert solution.status is ufm.Status.ZERO
+    assert not solution.H.any() and not solution.W.any()
+    assert loss == "focal" or abs(solution.certificate.gap) < 1e-13
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_focal_minorities_below_their_threshold_are_revived(seed):
+    """Where the loss is not convex a class may be better alive though its death is a minimum; the sum over classes is known."""
+    problem = ufm.Problem(
+        *(5, 11, (49, 49, 49, 3, 3)),
+        **{"loss": "focal", "focal_gamma": 1.0, "features": "nonnegative"},
+        **{"lambda_w": 0.007325045069331638, "lambda_h": 0.01691877490884376},
+    )
+    solution = ufm.solve(problem, seed=seed)
+    assert solution.loss == pytest.approx(ufm.predict(problem).loss, rel=1e-10)
+    assert solution.H.norm(dim=1).min() > 0.1

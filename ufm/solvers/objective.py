@@ -154,14 +154,17 @@ class Objective:
         return out
 
     def is_zero(self, x: Tensor) -> Tensor:
-        """Return which iterates are the zero solution: small, and zero passes the first-order test |grad loss|_2 <= c."""
+        """Return which iterates are the zero solution: small, and zero passes the first-order test |grad loss| <= c.
+
+        The norm is the spectral one, or its bound over v >= 0 where features are: what the duality gap of zero is closed by.
+        """
         j = self.split_at[1]
         small = self.c.squeeze(1) * x[:, :j].square().sum(1) < SMALL
         if bool(small.any()):
             index = small.nonzero().squeeze(1)
             some = self.select(index)
             residual = some.residual(some.logits(some.zero(x[index]))).mul_(some.scale)
-            small[index] = spectral_norm(residual) <= some.c.squeeze(1) * (1 + 1e-12)
+            small[index] = spectral_norm(residual, self.reduced.nonnegative) <= some.c.squeeze(1) * (1 + 1e-12)
         return small
 
     def factors(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -32,18 +32,19 @@ def revive(
     solver: Solver,
     steps: int,
     tol: float,
-    prove: Callable[[Objective, Tensor], Tensor],
+    prove: Callable[[Objective, Tensor], Tensor] | None,
 ) -> Tensor:
     """Return end points (B, P) at least as low as x; `end` is brought up to date where they are lower."""
     from ufm.loop import iterate, settle
 
     x, left = x.clone(), torch.arange(len(x), device=x.device)
     for _ in range(ROUNDS):
-        left = left[~prove(objective.select(left), x[left])]
+        if prove is not None:
+            left = left[~prove(objective.select(left), x[left])]
         if not len(left):
             break
         some = objective.select(left)
-        new, lower = widened(some, x[left])
+        new, lower = widened(some, x[left], convex=prove is not None)
         if not bool(lower.any()):
             break
         left, some = left[lower], some.select(lower.nonzero().squeeze(1))
@@ -57,8 +58,11 @@ def revive(
     return x
 
 
-def widened(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x with its columns merged and steep new ones added, and for which problems (B,) that lowered the value."""
+def widened(objective: Objective, x: Tensor, convex: bool = True) -> tuple[Tensor, Tensor]:
+    """Return x with its columns merged and steep new ones added, and for which problems (B,) that lowered the value.
+
+    A loss that is not `convex` may be lower with a class alive though it is not steep where it died: such classes are added too.
+    """
     merged = x.clone()
     u, v, _ = objective.parts(merged)
     pull = objective.residual(objective.logits(x)).mul_(objective.scale)
@@ -66,7 +70,8 @@ def widened(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
     au, av, _ = objective.parts(additions)
     for i in range(len(x)):
         room = _merge(u[i], v[i], int(objective.reduced.sizes[i, 2]))
-        for column, (left, right) in zip(room, _steep(pull[i], float(objective.c[i])), strict=False):
+        steep = _steep(pull[i], float(objective.c[i])) if convex else _dead(pull[i], v[i])
+        for column, (left, right) in zip(room, steep, strict=False):
             au[i, :, column], av[i, :, column] = left, right
     before = objective.value(x)
     length = x[:, : objective.split_at[1]].norm(dim=1, keepdim=True).clamp_min(1e-8)
@@ -107,3 +112,11 @@ def _steep(pull: Tensor, c: float) -> list[tuple[Tensor, Tensor]]:
         if float(rate) > c * (1 + STEEP):
             found.append((-moved / rate, v))
     return found
+
+
+def _dead(pull: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return unit (u, v) of every class without a feature: its axis, and the steepest way along it."""
+    lengths = v.norm(dim=1)
+    classes = (lengths <= EMPTY * lengths.amax().clamp_min(1e-300)).nonzero().flatten().tolist()
+    axes = torch.eye(len(v), dtype=v.dtype, device=v.device)
+    return [(-pull[:, t] / pull[:, t].norm().clamp_min(1e-300), axes[t]) for t in classes]

@@ -22,6 +22,7 @@ from ufm.systems.single import Single, problem_of
 from ufm.systems.targets import read_targets
 from ufm.systems.trajectory import follow_many
 from ufm.systems.trajectory import record_of as record_of_path
+from ufm.theory.rate import rate
 
 # What a solution on class means can be asked; the ranks and vci need a d x d product and say nothing new of K means.
 MEASURED = (
@@ -136,8 +137,8 @@ def geometry_of(solution: Solution, prediction: Prediction) -> dict[str, float |
 
     to_simplex: |Z/|Z| - Z0/|Z0|| with Z0 = I - J/K, the distance of the logits' direction from that of SELI. minority_cosine:
     mean cosine between the classifiers of the smallest classes (1: minority collapse). margin: the smallest one-vs-rest
-    margin of the classifiers on the sphere for K > d + 1, known_margin the largest that a code can have, rate
-    -temperature log(loss), which tends to it.
+    margin of the classifiers on the sphere for K > d + 1, known_margin the largest that a code can have, rate (any unit rows)
+    -temperature log(loss), which tends to it: the form in which temperatures compare, and a number where the loss underflows.
     """
     problem, found = solution.problem, dict.fromkeys(("to_simplex", "minority_cosine", "margin", "known_margin", "rate"))
     weight, logits = solution.W.detach().cpu().numpy(), (solution.logits - solution.b).detach().cpu().numpy()
@@ -154,7 +155,12 @@ def geometry_of(solution: Solution, prediction: Prediction) -> dict[str, float |
     if problem.constraint == "sphere" and problem.dim + 1 < K <= MOST_OF_A_CODE:
         found["margin"] = float(one_vs_rest_margins(weight).min())
         found["known_margin"] = prediction.details.get("margin")
-        found["rate"] = -problem.temperature * math.log(solution.loss) if solution.loss > 0 else None
+    if problem.constraint == "sphere":
+        adjusted = (problem.class_weights, problem.logit_scale, problem.logit_offset)
+        if problem.loss == "ce" and problem.bias == "none" and adjusted == (None, None, None):
+            found["rate"] = rate(logits, counts, problem.temperature)
+        elif solution.loss > 0:
+            found["rate"] = -problem.temperature * math.log(solution.loss)
     return found
 
 
