@@ -89,12 +89,12 @@ def variability_index(within: np.ndarray, between: np.ndarray) -> float:
     near numbers, so it is right at collapse 1e-12 where the d x d form loses everything. Directions of V in which Sigma_W is zero
     make A infinite there and contribute 0. Xu and Liu (2023).
     """
-    _, size, right = np.linalg.svd(between, full_matrices=False)
+    left, size, _ = np.linalg.svd(between, full_matrices=False)
     keep = (size**2 > max(between.shape) * EPS * size[0] ** 2) & (size > 0)
     rank = int(keep.sum())
     if rank == 0:
         raise RequestError("all class means coincide; VCI needs distinct class means")
-    rows = size[keep, None] * right[keep]
+    rows = left[:, keep].T @ between  # combined, not put together from singular vectors: a zero coordinate stays exactly zero
     whitened, rigid = whiten(within, rows)
     if rigid.shape[1]:
         left, sizes, _ = np.linalg.svd(rigid)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ufm.measure.algebra import (
+    EPS,
     alignment,
     centred_rows,
     cosines,
@@ -21,7 +22,7 @@ from ufm.measure.algebra import (
 )
 from ufm.measure.found import Found
 from ufm.measure.margins import gnc_margin, gram_coherence, hardmax_margin
-from ufm.measure.moments import ClassMoments
+from ufm.measure.moments import ROUNDING, ClassMoments, rigid_columns
 from ufm.measure.rank import ranks
 from ufm.measure.split import SplitStatistics, project
 
@@ -120,6 +121,7 @@ def put_scatter(found: Found, stats: SplitStatistics) -> None:
     about_sample = centred_rows(moments.means[present], share @ moments.means[present])
     rows = about_sample * np.sqrt(share)[:, None]
     within = moments.scatter / moments.counts.sum()
+    silence(within, rows, moments)
     coincide = not np.abs(rows).any()
     if "vci" in found.wanted:
         found.put("vci", math.nan if coincide else variability_index(within, rows), COINCIDE)
@@ -128,6 +130,15 @@ def put_scatter(found: Found, stats: SplitStatistics) -> None:
         noise = len(within) * np.finfo(np.float64).eps * max(eigenvalues[0], 0.0)
         for name, value in ranks(np.sqrt(np.where(eigenvalues > noise, eigenvalues, 0.0))).items():
             found.put(name, value, "all features coincide")
+
+
+def silence(within: np.ndarray, rows: np.ndarray, moments: ClassMoments) -> None:
+    """Set to exactly zero, in place, what is only rounding of constant coordinates: VCI does not see a coordinate's scale."""
+    rigid = rigid_columns(moments)
+    within[rigid] = 0.0
+    within[:, rigid] = 0.0
+    means = moments.means[moments.counts > 0]
+    rows[:, rigid & (np.ptp(means, axis=0) <= ROUNDING * EPS * np.abs(means).max(0))] = 0.0
 
 
 def put_means(found: Found, centred: np.ndarray) -> None:

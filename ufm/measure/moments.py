@@ -17,6 +17,8 @@ SCATTER_LIMIT = 4096  # d x d float64 is then 128 MiB
 # Of a class mean's entries. Grams of Grams (fourth powers) are float64, which ends at 1e308; sums of squares are in the
 # features' precision, and float32 ends at 3e38.
 LARGEST, LARGEST_SINGLE = 1e75, 1e15
+DOUBLE = float(np.finfo(np.float64).eps)
+ROUNDING = 16  # float64 rounding units of a coordinate's mean that merged class means may be off by
 
 
 @dataclass(eq=False)
@@ -72,10 +74,12 @@ class ClassMoments:
         squares = torch.zeros(total, 1, dtype=sums.dtype, device=x.device)
         pooled = torch.zeros(x.shape[1], x.shape[1], dtype=sums.dtype, device=x.device) if scatter else None
         for block in residual_blocks(x, y, centres):
-            sums += class_sums(block.residual, block.labels, total)
+            # with a scatter the sums are float64: what they miss of a constant column would stay in it as variance
+            residual = block.residual if pooled is None else block.residual.to(pooled.dtype)
+            sums += class_sums(residual, block.labels, total)
             squares += class_sums(block.squares[:, None], block.labels, total)
             if pooled is not None:
-                add_scatter(pooled, block.residual)
+                add_scatter(pooled, residual)
         shift = sums.cpu().numpy().astype(np.float64) / np.maximum(counts, 1)[:, None]
         means = centres.cpu().numpy().astype(np.float64) + shift
         return cls(*settle(counts, means, shift, squares[:, 0], pooled), eps)
@@ -113,6 +117,21 @@ class ClassMoments:
     def classes(self) -> np.ndarray:
         """The labels that occur, ascending."""
         return np.flatnonzero(self.counts)
+
+
+def rigid_columns(moments: ClassMoments) -> np.ndarray:
+    """Return which of the d coordinates have no within-class variance but rounding, (d,); `scatter` must be there.
+
+    A coordinate that is the constant c in every sample leaves ROUNDING eps |c| of deviation through the class means, which are
+    float64, and through the products of the residuals about centres in the features' precision, whose float64 sums over N
+    samples cancel to N eps of themselves. Either is far below what one float32 in N can deviate by; a coordinate that varies
+    more keeps its variance, however small it is beside its mean.
+    """
+    samples = moments.counts.sum()
+    size = np.abs(moments.means[moments.counts > 0]).max(0)
+    stored = min(moments.eps, float(np.finfo(np.float32).eps))  # half precision is widened before anything is subtracted
+    floor = size**2 * ((ROUNDING * DOUBLE) ** 2 + samples * DOUBLE * stored**2)
+    return np.diag(moments.scatter) / samples <= floor
 
 
 def first_means(features: torch.Tensor, labels: torch.Tensor, counts: np.ndarray) -> torch.Tensor:

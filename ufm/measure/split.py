@@ -16,6 +16,8 @@ from ufm.measure.names import NEEDS_SCATTER
 REFINE = 1e-7  # means worse than this share of their spread are improved by one more read before anything is projected
 TINY = {torch.float32: 1e4, torch.float64: 1e7}  # rounding units of the means: below this spread they are improved as well
 
+SUMMED = 64  # rounding units by which the first means of a constant coordinate may be off: short sums in its own precision
+
 
 @dataclass(frozen=True, eq=False)
 class SplitStatistics:
@@ -58,10 +60,19 @@ def split_statistics(
         means = better_means(features, labels, means)
     stats = second_read(features, labels, means, counts, eps, classifier, wanted)
     spread = np.sqrt((counts * stats.moments.traces).sum() / counts.sum())
-    if not exact and spread < TINY[features.dtype] * error:
+    if not exact and (spread < TINY[features.dtype] * error or nearly_constant(stats.moments, torch.finfo(features.dtype).eps)):
         means = better_means(features, labels, means)
         stats = second_read(features, labels, means, counts, eps, classifier, wanted)
     return stats
+
+
+def nearly_constant(moments: ClassMoments, eps: float) -> bool:
+    """Whether the rounding of the means would show in some coordinate's variance; about better means a constant has none."""
+    if moments.scatter is None:
+        return False
+    size = np.abs(moments.means).max(0)
+    variance = np.diag(moments.scatter) / moments.counts.sum()
+    return bool(((variance <= (SUMMED * eps * size) ** 2) & (size > 0)).any())
 
 
 def better_means(features: torch.Tensor, labels: torch.Tensor, means: np.ndarray) -> np.ndarray:
@@ -69,7 +80,7 @@ def better_means(features: torch.Tensor, labels: torch.Tensor, means: np.ndarray
     centres = torch.from_numpy(means).to(features.device, block_dtype(features))
     sums = torch.zeros(means.shape, dtype=working_dtype(features.device), device=features.device)
     for block in residual_blocks(features, labels, centres):
-        sums += class_sums(block.residual, block.labels, len(means))
+        sums += class_sums(block.residual.to(sums.dtype), block.labels, len(means))
     size = np.maximum(class_counts(labels, len(means)), 1)
     return centres.cpu().numpy().astype(np.float64) + sums.cpu().numpy() / size[:, None]
 
