@@ -28,7 +28,8 @@ class Problem:
 
         f = (1/N) sum_i loss(W h_i + b, y_i) + lambda_w/2 |W|^2 + lambda_h/2 sum_i |h_i|^2 + lambda_b/2 |b|^2
 
-    with N the total number of samples. MSE is 1/2 |z - y|^2 per sample with one-hot y.
+    with N the total number of samples. MSE is 1/2 |z - y|^2 per sample with one-hot y. Under constraint="sphere" the loss is
+    taken of (W h + b)/temperature; the logits of a Solution or a Prediction are W h + b everywhere.
 
     Args:
         classes: K >= 2, the number of classes (outputs). K = 1 is allowed only with regression `targets`.
@@ -38,12 +39,15 @@ class Problem:
         lambda_w: weight decay on W, >= 0; a sequence of L values for depth L > 1 (W_1 .. W_L).
         lambda_h: weight decay on the features, >= 0.
         bias: "none", "free" (unpenalised) or "ridge" (penalty `lambda_b` > 0).
-        constraint: "ridge" (the penalties above), "sphere" (unit rows, logits divided by `temperature`) or "ball"
+        constraint: "ridge" (the penalties above), "sphere" (unit rows of W and features) or "ball"
             (layer-peeled: (1/K)|W|^2 <= energy_w and (1/K) sum_k (1/n_k) sum_i |h_ki|^2 <= energy_h).
         features: "free" or "nonnegative" (h >= 0, ReLU features).
         smoothing: label smoothing alpha in [0, 1), used by loss="smoothing".
         focal_gamma: gamma >= 0 of the focal loss, used by loss="focal".
-        logit_scale, logit_offset: (K,) per class y of the *output*: logits become scale * z + offset (CDT / LA / VS).
+        temperature: tau > 0 of constraint="sphere": the loss is taken of (W h + b)/temperature; with
+            loss="supcon", of the similarities over temperature.
+        logit_scale, logit_offset: (K,) per class y of the *output*: the loss is taken of scale * z + offset (CDT / LA / VS),
+            z = W h + b, on the sphere z = (W h + b)/temperature.
         class_weights: (K,) positive weights of the samples of each class.
         targets: (T, K) rows of soft, mixup, multi-label or regression targets; replaces one-hot labels.
         depth: L >= 1 weight matrices; activation between them is "linear" or "relu".

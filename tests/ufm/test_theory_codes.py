@@ -147,7 +147,7 @@ def test_finite_temperature_values(K, d, tau, value):
     found = ufm.predict(sphere(K, d, tau))
     assert found.loss == pytest.approx(value(tau), rel=1e-13)
     assert found.status == (DERIVED if d + 1 >= K else EVIDENCE)
-    np.testing.assert_allclose(found.logits * tau, found.gram_w, atol=1e-14)  # W = H
+    np.testing.assert_allclose(found.logits, found.gram_w, atol=1e-14)  # W = H, and W h has no temperature in it
 
 
 @pytest.mark.parametrize(("K", "d"), [(4, 3), (7, 2), (6, 3), (12, 3)])

@@ -178,6 +178,7 @@ SYSTEM = System(
     ),
     predict_columns=("prediction", "loss", "zero", "regime", "threshold", "status", "reference", "reason"),
     naming=("loss", "classes", "dim"),
+    version=2,  # 1: on the sphere predicted logits were divided by the temperature, found ones were not
     validate="ufm.systems.single_run:validate",
     examples=(
         ("ufm simulate single --classes 10 --dim 64 --lambda-w 1e-5:1e-1:20log", "3 s"),

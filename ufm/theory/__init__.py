@@ -70,7 +70,7 @@ PREDICTIONS: dict[str, Entry] = {
     "rank_limited": Entry(
         "ufm.theory.codes:rank_limited",
         "cross-entropy with d < K-1: scaled polygon or cross-polytope (evidence only)",
-        "balanced classes, d = 2 or K = 2d, no bias, ridge",
+        "balanced classes, d = 2 and K <= 13, or K = 2d <= 32, no bias, ridge",
         "jiang2023",
     ),
     "contrastive": Entry(
@@ -99,7 +99,7 @@ STATUS: dict[str, dict[str, str]] = {
     "balanced_contrast": {DERIVED: "", EVIDENCE: "focal loss beyond the range of its lower bound, s (K-1) < 1"},
     "nonnegative_contrast": {DERIVED: "", EVIDENCE: "focal loss beyond the range of its lower bound"},
     "unit_norm": {DERIVED: "K <= d+1 (focal loss: within its lower bound)", EVIDENCE: "K > d+1: softmax codes"},
-    "rank_limited": {EVIDENCE: "nonzero solutions", DERIVED: "the zero solution"},
+    "rank_limited": {EVIDENCE: "nonzero solutions, up to the sizes compared with searches", DERIVED: "the zero solution"},
     "contrastive": {STATED: ""},
 }
 

@@ -16,7 +16,7 @@ from ufm.problem import Problem
 from ufm.theory.codes import RELABEL, code_gram, softmax_margin
 from ufm.theory.etf import centring
 from ufm.theory.reduced import Reduced, reduce
-from ufm.theory.rows import modify, row_losses, soft_rows
+from ufm.theory.rows import logit_scale, modify, row_losses, soft_rows
 from ufm.theory.seli import RATE_WARNING, directions, limit
 
 NEWTON_STEPS = 200
@@ -136,19 +136,18 @@ def _evaluate(problem: Problem, name: str, shape_of: Callable[[], Shape], refere
     reduced, shape = reduce(problem), shape_of()
     fixed = None
     if problem.constraint == "sphere":
-        fixed = np.array([1 / problem.temperature])
+        fixed = np.ones(1)
     elif reduced.ball:
         fixed = np.array([reduced.radius / float(shape.prices[0])])
     scales, bias, loss = _fit(problem, reduced, shape, fixed)
-    strength = np.ones(1) if problem.constraint == "sphere" else scales
     z = np.tensordot(scales, shape.parts, 1)
     return Prediction(
         name=name,
         loss=loss,
         logits=z + bias,
         bias=bias,
-        gram_w=np.tensordot(strength, shape.gram_w, 1),
-        gram_h=np.tensordot(strength, shape.gram_h, 1),
+        gram_w=np.tensordot(scales, shape.gram_w, 1),
+        gram_h=np.tensordot(scales, shape.gram_h, 1),
         singular_values=np.linalg.svd(z * np.sqrt(reduced.counts)[:, None], compute_uv=False),
         assumptions=("a candidate structure at its best scale: not a claim that it is optimal",),
         reference=reference,
@@ -220,8 +219,7 @@ class Objective:
     def hessian(self, x: np.ndarray) -> np.ndarray:
         """Return the Hessian of a convex objective: every row adds a diagonal minus a rank-one matrix in its logits."""
         problem, mass, parts = self.problem, self.reduced.mass[:, None], self.shape.parts
-        scale = np.ones(problem.classes) if problem.logit_scale is None else np.asarray(problem.logit_scale)
-        z = modify(problem, self.logits(x))
+        scale, z = logit_scale(problem), modify(problem, self.logits(x))
         p = np.ones_like(z) if problem.loss == "mse" else np.exp(z - np.logaddexp.reduce(z, axis=1)[:, None])
         diagonal = mass * p * scale**2
         ray = np.zeros_like(z) if problem.loss == "mse" else np.sqrt(mass) * p * scale
@@ -278,10 +276,11 @@ def _losses(problem: Problem, rows: np.ndarray, z: np.ndarray) -> tuple[np.ndarr
     """Return row losses and gradients, the focal loss included."""
     if problem.loss != "focal":
         return row_losses(problem, rows, z)
-    log_p = z - np.logaddexp.reduce(z, axis=1)[:, None]
+    out, scale = modify(problem, z), logit_scale(problem)
+    log_p = out - np.logaddexp.reduce(out, axis=1)[:, None]
     own = np.diag(log_p)
     p, gamma = np.exp(own), problem.focal_gamma
     miss = -np.expm1(own)
     ratio = -own / np.maximum(miss, np.finfo(float).tiny)  # tends to 1 as p -> 1; miss^(gamma - 1) would divide by zero
     slope = miss**gamma * (1 + gamma * p * ratio)  # -d loss / d log p
-    return -(miss**gamma) * own, slope[:, None] * (np.exp(log_p) - rows)
+    return -(miss**gamma) * own, scale * slope[:, None] * (np.exp(log_p) - rows)

@@ -1,6 +1,7 @@
 """Unit-norm models: the simplex for K <= d+1, softmax codes for K > d+1, and the rank-limited ridge that behaves alike.
 
-loss = (1/N) sum CE(W h_i / tau), |w| = |h| = 1. As tau -> 0, -tau log(loss) tends to the largest one-vs-rest margin
+loss = (1/N) sum CE((W h_i + b) / tau), |w| = |h| = 1; logits are W h + b, without the temperature.
+As tau -> 0, -tau log(loss) tends to the largest one-vs-rest margin
 max_W min_k dist(w_k, conv{w_j}_{j != k}) (Jiang et al. 2023). Codes are unique up to rotation *and* relabelling.
 """
 
@@ -21,6 +22,13 @@ from ufm.theory.reduced import factors, obstacle, reduce, single_layer
 # Codes that every multistart reached at all temperatures tried (0.1 to 3). The 24-cell is not one of them: at temperature
 # 0.2 and 0.3 other configurations are lower (.5315518 against .5315559 at 0.2), so only its margin is predicted.
 AT_ANY_TEMPERATURE = ("polygon", "cross-polytope", "icosahedron")
+# Codes of the ridge that no search went below. The polygon's curvature is positive for all K <= 13 at every penalty; from
+# K = 14 it has a direction of descent at intermediate ones (K = 14: .14 <= K sqrt(n lambda_w lambda_h) <= .21).
+LARGEST_POLYGON, LARGEST_CROSS_POLYTOPE = 13, 16
+CHECKED = {
+    "polygon": f"compared with searches for K <= {LARGEST_POLYGON}, 1e-6 <= K sqrt(n lambda_w lambda_h) < 1",
+    "cross-polytope": f"compared with searches for d <= {LARGEST_CROSS_POLYTOPE}, 1e-6 <= K sqrt(n lambda_w lambda_h) < 1",
+}
 RELABEL = "class-to-vertex assignment is free: compare sorted rows of the Grams"
 
 
@@ -105,27 +113,30 @@ def sphere(problem: Problem) -> Prediction:
 def _simplex(problem: Problem) -> Prediction:
     K, phi = problem.classes, Contrast.of(problem)
     weight = float(reduce(problem).mass[0]) * K
-    gap = K / ((K - 1) * problem.temperature)
+    gap = K / ((K - 1) * problem.temperature)  # as the loss sees it
     if gap > phi.best:
         if problem.dim < K:
             return not_applicable(
                 f"the smoothed labels want a gap of {phi.best:g}, below the simplex's {gap:g}; this is reached with d >= K"
             )
-        z = phi.best * centring(K)  # tilted frames: a common component shortens the gap; many do, the loss is the same
-        fields = {"logits": None, "unique": False, "loss": weight * float(phi.value(phi.best)), "name": "tilted etf"}
+        # Tilted frames: a component common to all of W, to all features or to both shortens the gap. Many do, at the same loss.
+        fields = {"unique": False, "loss": weight * float(phi.value(phi.best)), "name": "tilted etf"}
     else:
-        z = gap * centring(K)
-        gram = K / (K - 1) * centring(K)
-        fields = {"logits": z, "gram_w": gram, "gram_h": gram.copy(), "loss": weight * float(phi.value(gap)), "name": "etf"}
+        z = K / (K - 1) * centring(K)
+        fields = {"logits": z, "gram_w": z.copy(), "gram_h": z.copy(), "loss": weight * float(phi.value(gap)), "name": "etf"}
+        fields["singular_values"] = np.linalg.svd(z, compute_uv=False) * math.sqrt(problem.count_vector[0])
     proven = not phi.gamma or phi.supported(gap, float(phi.slope(gap)))
     return Prediction(
         bias=np.zeros(K),
-        singular_values=np.linalg.svd(z, compute_uv=False) * math.sqrt(problem.count_vector[0]),
         status=DERIVED if proven else EVIDENCE,
         assumptions=("balanced classes", "unit rows", "K <= d+1"),
         reference="lu2020",
         thresholds={} if math.isinf(phi.best) else {"gap": gap / phi.best},
-        details={"margin": K / (K - 1), "a": min(gap, phi.best), "self_dual": fields["name"] == "etf"},
+        details={
+            "margin": K / (K - 1),
+            "a": min(K / (K - 1), phi.best * problem.temperature),
+            "self_dual": fields["name"] == "etf",
+        },
         **fields,
     )
 
@@ -141,15 +152,14 @@ def _code(problem: Problem) -> Prediction:
         return dataclasses.replace(answer, details=details)
     name, gram = known
     loss = float(reduce(problem).mass[0]) * problem.classes * _tied_loss(gram[0], 1 / problem.temperature)
-    z = gram / problem.temperature
     return Prediction(
         name="code",
         loss=loss,
-        logits=z,
+        logits=gram.copy(),
         bias=np.zeros(problem.classes),
         gram_w=gram,
         gram_h=gram.copy(),
-        singular_values=np.linalg.svd(z, compute_uv=False) * math.sqrt(problem.count_vector[0]),
+        singular_values=np.linalg.svd(gram, compute_uv=False) * math.sqrt(problem.count_vector[0]),
         status=EVIDENCE,
         assumptions=("balanced classes", "unit rows", RELABEL),
         reference="alcala2026" if name == "cross-polytope" else "jiang2023",
@@ -166,8 +176,9 @@ def _tied_loss(cosines: np.ndarray, scale: float) -> float:
 def rank_limited(problem: Problem) -> Prediction:
     """Predict balanced cross-entropy with a ridge and d < K-1: a scaled polygon (d = 2) or cross-polytope (K = 2d).
 
-    Z = r C with the code's Gram C, r = argmin logsumexp(r (C_1j - 1)) + s K r. Multistart evidence only; the zero solution
-    at K sqrt(n lambda_w lambda_h) >= 1 is a theorem at any d.
+    Z = r C with the code's Gram C, r = argmin logsumexp(r (C_1j - 1)) + s K r. Multistart evidence only, up to the sizes of
+    `CHECKED`: polygons of more than 13 classes are not optimal at every penalty. The zero solution at
+    K sqrt(n lambda_w lambda_h) >= 1 is a theorem at any d.
     """
     if not single_layer(problem, ("ce",)) or problem.dim >= problem.classes - 1:
         return not_applicable("")
@@ -177,17 +188,11 @@ def rank_limited(problem: Problem) -> Prediction:
     refusal = obstacle(problem, weights=True)
     if refusal is not None:
         return refusal
-    known = code_gram(K, problem.dim)
     weight = float(reduced.mass[0]) * K
     s = problem.penalty * math.sqrt(reduced.counts[0]) / weight
-    if K * s >= 1:
-        known = ("zero", np.eye(K))
-    if known is None or (known[0] not in ("polygon", "cross-polytope", "zero")) or (problem.bias != "none" and K * s < 1):
-        return not_applicable(
-            f"no theorem is known for cross-entropy with d = {problem.dim} < K-1 = {K - 1}; only d = 2 and K = 2d without bias "
-            "have a supported pattern, and the certificate is a lower bound only"
-        )
-    name, gram = known
+    if K * s < 1 and (unsupported := _unsupported(problem)):
+        return not_applicable(unsupported)
+    name, gram = ("zero", np.eye(K)) if K * s >= 1 else code_gram(K, problem.dim)
     r = 0.0 if name == "zero" else _scale(gram[0], K * s)
     return Prediction(
         name="zero" if name == "zero" else "code",
@@ -195,13 +200,29 @@ def rank_limited(problem: Problem) -> Prediction:
         logits=r * gram,
         bias=np.zeros(K),
         status=EVIDENCE if r else DERIVED,
-        assumptions=("balanced classes", "no bias", RELABEL),
+        assumptions=("balanced classes", "no bias", RELABEL, CHECKED[name]) if r else ("balanced classes",),
         reference="jiang2023",
         zero=r == 0,
         thresholds={"zero": K * s},
         details={"r": r, "code": name, "s": s},
         **factors(reduced, r * gram),
     )
+
+
+def _unsupported(problem: Problem) -> str:
+    """Return why no pattern of a narrow ridge problem is predicted, or ""."""
+    K, d = problem.classes, problem.dim
+    start = f"no theorem is known for cross-entropy with d = {d} < K-1 = {K - 1}; "
+    known = code_gram(K, d)
+    if known is None or known[0] not in CHECKED or problem.bias != "none":
+        return start + "only d = 2 and K = 2d without bias have a supported pattern, and the certificate is a lower bound only"
+    if known[0] == "polygon" and K > LARGEST_POLYGON:
+        return (
+            start + f"the regular polygon is supported up to K = {LARGEST_POLYGON}; from there on less regular codes can be lower"
+        )
+    if known[0] == "cross-polytope" and d > LARGEST_CROSS_POLYTOPE:
+        return start + f"the cross-polytope was compared with searches up to d = {LARGEST_CROSS_POLYTOPE} only"
+    return ""
 
 
 def _scale(cosines: np.ndarray, price: float) -> float:

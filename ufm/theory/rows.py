@@ -33,17 +33,21 @@ def soft_rows(problem: Problem, reduced: Reduced) -> np.ndarray:
     return (1 - alpha) * reduced.targets + alpha / problem.classes * reduced.targets.sum(axis=1, keepdims=True)
 
 
+def logit_scale(problem: Problem) -> np.ndarray:
+    """Return what multiplies the logits W h + b inside the loss (K,): the scale, on the sphere over the temperature."""
+    scale = np.ones(problem.classes) if problem.logit_scale is None else np.asarray(problem.logit_scale)
+    return scale / problem.temperature if problem.constraint == "sphere" else scale
+
+
 def modify(problem: Problem, z: np.ndarray) -> np.ndarray:
-    """Return scale * z + offset."""
-    if problem.logit_scale is not None:
-        z = z * np.asarray(problem.logit_scale)
+    """Return what the loss sees of the logits z = W h + b: scale * z + offset."""
+    z = z * logit_scale(problem)
     return z if problem.logit_offset is None else z + np.asarray(problem.logit_offset)
 
 
 def row_losses(problem: Problem, rows: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the loss of every row (T,) at logits z (T, K) and its gradient in z, for losses convex in the logits."""
-    out = modify(problem, z)
-    scale = np.ones(problem.classes) if problem.logit_scale is None else np.asarray(problem.logit_scale)
+    out, scale = modify(problem, z), logit_scale(problem)
     if problem.loss == "mse":
         return ((out - rows) ** 2).sum(axis=1) / 2, scale * (out - rows)
     losses, gradient = cross_entropy(rows, out)

@@ -199,8 +199,9 @@ def squared_error(problem: Problem) -> Prediction:
     z = (u * kept) @ vt / root[:, None] + beta / K
     loss = np.sum((s - kept) ** 2) / (2 * N) + c * kept.sum() + c * beta * math.sqrt(N / K)
     loss += (m - beta) ** 2 * lambda_b / (2 * K * (1 + lambda_b))
+    name = "etf" if kept.any() else ""  # W of the centred part: by symmetry its K-1 singular values are equal
     return Prediction(
-        name="etf+mean" if beta else "etf",
+        name="+".join(filter(None, (name, "mean" if beta else ""))) or "zero",
         loss=float(loss),
         logits=z + b0,
         bias=np.full(K, b0),
