@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,13 @@ from typing import Any
 from compare import pair, papers
 from compare.rows import COLUMNS, Cell, Excluded, Table, table_of
 from ufm import files, identity
+from ufm.console import safe_text
 from ufm.errors import RequestError, RunError
 from ufm.prediction import EVIDENCE
+from ufm.systems import SYSTEMS
 
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError)  # what reading a strange row raises
+PROGRAMS = ("ufm", "empirical", "compare")
 METRICS, MARKER = "metrics.jsonl", "done"
 MOST_THRESHOLDS = 8  # kept of one cell: a thousand classes may each have their own
 # A cell of a theory sweep that did not reach its optimum says nothing of the optimum: only these prefixes are compared.
@@ -110,7 +114,8 @@ class _Reader:
         try:
             document = identity.read_document(folder)
         except (RunError, OSError) as error:
-            self.excluded.append(Excluded(name, -1, str(error).replace(f"{folder}{os.sep}", "")))
+            reason = str(error).replace(f"{folder}{os.sep}", "")
+            self.excluded.append(Excluded(name, -1, reason, self._remedy(folder, folder.parent.name)))
             return
         environment = self._record(folder / "env.json")
         seeds = {s: p for p in folder.iterdir() if (s := _seed_of(p.name)) is not None and p.is_dir()}
@@ -139,9 +144,12 @@ class _Reader:
         environment = dict(cell.environment)
         for seed, folder in sorted(seeds.items()):
             result = self._record(folder / "result.json")
-            problem = self._why_not(folder, result) or self._read_metrics(cell.name, paper, seed, folder)
+            damage, problem = "", self._why_not(folder, result)
+            if not problem:
+                damage = problem = self._read_metrics(cell.name, paper, seed, folder)
             if problem:
-                self.excluded.append(Excluded(cell.name, seed, problem))
+                lost = damage or ((folder / MARKER).exists() and not (folder / METRICS).exists())
+                self.excluded.append(Excluded(cell.name, seed, problem, self._remedy(folder, cell.system) if lost else ""))
                 continue
             read.append(seed)
             results[seed] = result
@@ -193,19 +201,24 @@ class _Reader:
         for sheet in sheets:
             rows, problem = self._lines(sheet, skip="gram")  # the table has no place for them
             if problem:
-                self.excluded.append(Excluded(cell.name, -1, problem))
+                remedy = self._remedy(sheet.parent, cell.system, sheet.name.replace("cells", "env").replace(".jsonl", ".json"))
+                self.excluded.append(Excluded(cell.name, -1, problem, remedy))
             for index, row in enumerate(rows):
                 key = str(row.get("cell", f"{sheet.stem}:{index}"))
                 # A cell that was computed again has a later row, which counts; a failed one never hides a shard's result.
                 if key not in found or not _failed(row) or _failed(found[key][1]):
                     found[key] = sheet.name, row
+        if not found and not any(one.cell == cell.name for one in self.excluded):
+            again = shlex.join(self._command(Path(cell.path), cell.system))
+            reason = f"no cell is recorded: the sweep was stopped before its first chunk; run `{again}` again"
+            self.excluded.append(Excluded(cell.name, -1, reason))
         paper = papers.paper_of(cell.system, cell.config)
         for key, (sheet_name, row) in found.items():
             try:
                 self._read_cell(cell, f"{cell.name}#{key}", paper, row)
             except MALFORMED as error:
                 reason = f"{sheet_name} has a line that is not a cell ({type(error).__name__}: {str(error)[:80]})"
-                self.excluded.append(Excluded(f"{cell.name}#{key}", -1, reason))
+                self.excluded.append(Excluded(f"{cell.name}#{key}", -1, reason, self._remedy(Path(cell.path), cell.system)))
 
     def _read_cell(self, cell: Cell, name: str, paper: str, row: Mapping[str, Any]) -> None:
         status, parameters, flags = str(row.get("status", "")), dict(row.get("parameters") or {}), dict(row.get("flags") or {})
@@ -231,6 +244,24 @@ class _Reader:
         self.columns["flag"] += [_text(flags.get(measure)) for measure in values]
 
     # --- files ---
+
+    def _remedy(self, folder: Path, system: str, file: str = "env.json") -> str:
+        """Return what helps where a run's files are damaged: a copy, or the command that wrote them, as env.json keeps it."""
+        version = self._record(folder / "config.json").get("run_format")
+        if isinstance(version, int) and version > identity.FORMAT:
+            return "install a newer ufm"
+        words = self._command(folder, system, file)
+        here = Path.cwd()
+        place = folder.relative_to(here) if folder.is_relative_to(here) and folder != here else folder
+        return f"restore it from a copy, or delete {place} and run `{shlex.join(words)}` again"
+
+    def _command(self, folder: Path, system: str, file: str = "env.json") -> list[str]:
+        """Return the command that wrote a run, as its environment or that of one of its seeds keeps it; else the plain one."""
+        for place in (folder / file, folder / "env.json", *sorted(folder.glob("seed-*/env.json"))):
+            argv = self._record(place).get("argv")
+            if isinstance(argv, list) and argv and argv[0] in PROGRAMS:
+                return [safe_text(word)[:200] for word in argv]
+        return ["ufm", "simulate", system] if system in SYSTEMS else ["empirical", "run", system]
 
     def _record(self, path: Path) -> dict[str, Any]:
         """Return the document, {} where the file is missing or, with a warning, where it is no JSON object."""

@@ -69,6 +69,7 @@ class Excluded(NamedTuple):
     cell: str
     seed: int  # -1: the whole cell
     reason: str
+    remedy: str = ""  # where its files are damaged: what helps, a command included
 
 
 @dataclass(frozen=True, eq=False)

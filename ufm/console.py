@@ -23,6 +23,14 @@ from ufm.errors import RequestError, RunError
 from ufm.interrupt import Interrupted
 from ufm.tables import Entry, load, suggest
 
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space or ask for more quota",
+    errno.EFBIG: "raise the limit on the size of a file (`ulimit -f`)",
+    errno.EACCES: "check the permissions",
+    errno.EROFS: "name another --out",
+    errno.EIO: "check the disk",
+}
 _MARKED = re.compile(r"-|-?[0-9.]+(e[-+][0-9]+)?[ *]")  # a number with a mark behind it
 
 
@@ -235,9 +243,8 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, RunError):
         return 1, _one_line(error)
     if isinstance(error, OSError):
-        where = f" {error.filename}" if error.filename else ""
-        remedy = {errno.ENOSPC: "free some space", errno.EACCES: "check the permissions", errno.EROFS: "name another --out"}
-        hint = remedy.get(error.errno or 0, "check the path")
+        where = f" {error.filename}" if error.filename else " on standard output" if _stdout_fails() else ""
+        hint = _REMEDIES.get(error.errno or 0, "check the path" if error.filename else "check the disk and the file system")
         status = (
             2 if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG) else 1
         )
@@ -247,6 +254,15 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, ModuleNotFoundError):
         return 1, f"the package {error.name!r} is not installed; pip install 'ufm[all]' brings every optional part"
     return 1, _one_line(f"internal error, please report it: {type(error).__name__}: {error} (UFM_TRACEBACK=1 shows where)")
+
+
+def _stdout_fails() -> bool:
+    """Whether what was printed cannot be written: the stream keeps it and fails again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def _one_line(message: object) -> str:

@@ -148,12 +148,27 @@ def _host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an OSError name the file that was to be written: a failed write names none, and a temporary name says nothing."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
 def atomic_write(path: Path | str, data: bytes) -> None:
     """Write `path` so that a reader, a kill or a full disk finds the old content or the new, never a mixture.
 
     A temporary name in the same folder, flush to disk, rename, flush of the folder. Raises OSError; the old file stays.
     """
     path = Path(path)
+    with _naming(path):
+        _write_and_rename(path, data)
+
+
+def _write_and_rename(path: Path, data: bytes) -> None:
     temporary = path.parent / f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW, 0o666)
     try:
@@ -191,6 +206,11 @@ def sync_folder(folder: Path) -> None:
 
 def append(path: Path, data: bytes) -> None:
     """Append `data` and flush it; on a failure (no space) the file is cut back to what it was."""
+    with _naming(path):
+        _append(path, data)
+
+
+def _append(path: Path, data: bytes) -> None:
     created = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NOFOLLOW, 0o666)
     try:
@@ -210,12 +230,13 @@ def append(path: Path, data: bytes) -> None:
 
 def cut(path: Path, size: int) -> None:
     """Cut `path` back to `size` bytes and flush it."""
-    descriptor = os.open(path, os.O_WRONLY | NOFOLLOW)
-    try:
-        os.ftruncate(descriptor, size)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with _naming(path):
+        descriptor = os.open(path, os.O_WRONLY | NOFOLLOW)
+        try:
+            os.ftruncate(descriptor, size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def cut_torn_tail(path: Path) -> int:

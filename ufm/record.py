@@ -114,7 +114,19 @@ class Run:
             self._write_environment()
         for path in sorted(self.path.glob("*.jsonl")):
             if not path.is_symlink() and self._mine(path.name):
-                files.cut_torn_tail(path)
+                self._repair(path)
+
+    def _repair(self, path: Path) -> None:
+        """Cut a line that a kill left torn; what the manifest vouches for is damaged, not torn, and stays as evidence."""
+        size = path.stat().st_size
+        if files.last_newline(path, size) == size:
+            return
+        sealed = self._sealed().get(path.name)
+        if sealed is not None:
+            identity.check_sealed(path, files.read_bytes(path), sealed)
+        elif self.done:
+            raise RunError(f"{path} is damaged (a torn line in a run that is done); restore it from a copy or delete the run")
+        files.cut_torn_tail(path)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -409,7 +421,7 @@ def _check_writable(root: Path, path: Path) -> None:
 
 def _not_writable(place: Path, error: OSError) -> Exception:
     path = str(place) if len(str(place)) < 200 else f"...{str(place)[-190:]}"
-    if error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+    if error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE):
         return RunError(f"{path} cannot be written ({error.strerror}); free some space or name another --out")
     return RequestError(f"{path} cannot be written ({error.strerror or error}); name another --out")
 

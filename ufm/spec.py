@@ -87,11 +87,18 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
         return tuple(_number(flag, part, kind[:-1], meta) for part in parts)
     if kind in ("float", "int"):
         return _number(flag, value, kind, meta)
-    if not isinstance(value, (str, Path)):
+    if not isinstance(value, (str, Path)):  # of a TOML file: a flag is text
         raise RequestError(f'{flag} {value!r} is not text; write {field.name} = "..."')
-    text = str(value)
-    if not text or "\0" in text:
-        raise RequestError(f'{flag} {_short(text)} is not text that can be used; write {field.name} = "..."')
+    return _text(flag, str(value), meta)
+
+
+def _text(flag: str, text: str, meta: Mapping[str, Any]) -> Any:
+    kind = meta["kind"]
+    noun = {"path": "a path", "file": "an existing file"}.get(kind, "a value")
+    if not text.strip():
+        raise RequestError(f"{flag} {_short(text)} is empty; give {noun}, or drop {flag}")
+    if "\0" in text:
+        raise RequestError(f"{flag} {_short(text)} has a null character in it; give {noun} without")
     if kind == "file":
         return _file(flag, text)
     if meta["choices"] is not None and text not in meta["choices"]:

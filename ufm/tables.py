@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from ufm.errors import RequestError
 
+NEAR = 0.65  # of two names: "hinge" is no misspelling of "smoothing" (0.57), "pth" is one of "path" (0.86)
+
 
 class Entry(NamedTuple):
     """One line of a table: where the object lives, and what a reader of `list` needs to know of it."""
@@ -22,7 +24,9 @@ class Entry(NamedTuple):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return 'did you mean ...? known: ...' for a name that is not in `known`."""
     known = sorted(map(str, known))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR) or [
+        one for one in known if len(name) > 1 and one.startswith(name)
+    ]
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}known: {', '.join(known)}"
 

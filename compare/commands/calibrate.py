@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from compare.commands.shared import json_option, runs_argument, say_left_out
+from compare.commands.reading import read_runs
+from compare.commands.shared import json_option, runs_argument
 from ufm.console import examples, format_number, print_json, print_table, safe_text
 
 
@@ -19,12 +20,10 @@ from ufm.console import examples, format_number, print_json, print_table, safe_t
 def command(runs: tuple[str, ...], as_json: bool) -> None:
     """Print calibrated predictions."""
     from compare.calibrate import calibrations
-    from compare.load import load
     from compare.points import moment_error
     from ufm.errors import RequestError
 
-    table = load(runs)
-    say_left_out(table)
+    table = read_runs(runs)
     names = [name for name, cell in table.cells.items() if "#" not in name and cell.seeds]
     if not names:
         raise RequestError("these runs hold no finished training; name a folder written by `empirical run`")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from compare.commands.shared import json_option, output_path, runs_argument, say_left_out
+from compare.commands.reading import read_runs
+from compare.commands.shared import json_option, output_path, runs_argument
 from compare.figures import FIGURES
 from ufm.console import examples, print_json, safe_text
 
@@ -48,13 +49,11 @@ class FigureName(click.ParamType):
 def command(figure: str, runs: tuple[str, ...], output: str, width: str, as_json: bool) -> None:
     """Draw one figure."""
     from compare.figures import draw, save
-    from compare.load import load
     from compare.origin import origin
     from compare.style import Style
 
     path, style = output_path(output, FORMATS), Style.of(width)
-    table = load(runs)
-    say_left_out(table)
+    table = read_runs(runs)
     drawing = draw(figure, table, style)
     files = save(drawing, path, style=style, provenance=origin(table))
     if as_json:

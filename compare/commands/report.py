@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from compare.commands.shared import json_option, output_path, runs_argument, say_left_out
+from compare.commands.reading import read_runs
+from compare.commands.shared import json_option, output_path, runs_argument
 from ufm.console import examples, print_json
 
 
@@ -32,7 +33,6 @@ def command(runs: tuple[str, ...], output: str, paper: str | None, figures: str,
     from compare import report
     from compare.figures import FIGURES
     from compare.judging import judge_runs
-    from compare.load import load
     from compare.origin import origin
     from compare.pictures import draw_all
     from compare.verdict import summary
@@ -42,8 +42,7 @@ def command(runs: tuple[str, ...], output: str, paper: str | None, figures: str,
     names = [name for name in figures.split(",") if name]
     for name in names:
         find(FIGURES, name, "figure")
-    table = load(runs)
-    say_left_out(table)
+    table = read_runs(runs)
     judged, source = judge_runs(table, paper), origin(table)
     pictures, not_shown = draw_all(table, names, source)
     report.write(path, table, judged, pictures, not_shown=not_shown, source=source, title=title)

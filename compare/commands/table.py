@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from compare.commands.shared import json_option, output_path, runs_argument, say_left_out
+from compare.commands.reading import read_runs
+from compare.commands.shared import json_option, output_path, runs_argument
 from ufm.console import examples, safe_text
 
 FORMATS = ("text", "latex", "csv", "markdown", "json")
@@ -45,7 +46,6 @@ def command(
     from compare import conventions as every
     from compare import table as tables
     from compare.derived import with_derived
-    from compare.load import load
     from ufm.errors import RequestError
     from ufm.files import atomic_write
     from ufm.tables import suggest
@@ -55,8 +55,7 @@ def command(
         raise RequestError(f"unknown --format {form!r}; {suggest(form, FORMATS)}")
     epochs = _epochs(epoch)
     path = output_path(output, (".txt", ".tex", ".csv", ".md", ".json")) if output else None
-    loaded = load(runs)
-    say_left_out(loaded)
+    loaded = read_runs(runs)
     if not conventions:
         loaded = with_derived(loaded)
     loaded = tables.chosen_layers(loaded, _names(layer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from compare.commands.reading import refuse_ruins
 from compare.commands.shared import json_option, print_judged, runs_argument, strict_option
 from ufm.console import examples, print_json
 
@@ -26,6 +27,7 @@ def command(runs: tuple[str, ...], paper: str | None, strict: bool, as_json: boo
     from compare.origin import origin
 
     table = load(runs)
+    refuse_ruins(table)
     judged = judge_runs(table, paper)
     if as_json:
         print_json({"papers": [one.record() for one in judged], "provenance": origin(table), "warnings": table.warnings})

@@ -31,7 +31,7 @@ def shell(function, tmp_path, capsys):
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/b"), 1, "No space left on device /a/b; free some space"),
         (OSError(errno.EACCES, os.strerror(errno.EACCES), "/a/b"), 2, "Permission denied /a/b; check the permissions"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS), "/a/b"), 2, "Read-only file system /a/b; name another --out"),
-        (OSError(errno.EIO, os.strerror(errno.EIO)), 1, "check the path"),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), 1, "check the disk"),
         (MemoryError(), 1, "out of memory; use smaller sizes"),
         (ModuleNotFoundError("No module named 'mlxtend'", name="mlxtend"), 1, "'mlxtend' is not installed"),
         (ZeroDivisionError("division by zero"), 1, "internal error, please report it: ZeroDivisionError"),

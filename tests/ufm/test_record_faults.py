@@ -212,3 +212,36 @@ def test_a_missing_file_is_noticed(tmp_path):
         path.unlink()
         assert noticed(run), path.name
         path.write_bytes(original)
+
+
+@pytest.mark.parametrize("keep", [-1, -20, 30])
+def test_a_truncated_file_of_a_finished_run_stays_as_evidence(tmp_path, keep):
+    path = work(tmp_path)
+    sheet = path / "cells.jsonl"
+    sheet.write_bytes(sheet.read_bytes()[:keep])
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    with pytest.raises(RunError, match=r"cells\.jsonl is damaged"):
+        work(tmp_path)
+        Run.open(path).rows("cells.jsonl")
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+
+
+def test_a_torn_line_behind_what_is_sealed_is_cut_and_the_rest_kept(tmp_path):
+    path = work(tmp_path)
+    sheet = path / "cells.jsonl"
+    whole = sheet.read_bytes()
+    (path / "done").unlink()  # a resumed run is not done while it is written
+    sheet.write_bytes(whole + b'{"i": 9, "v"')
+    with pytest.warns(RunWarning, match="cut 12 bytes"), Run.create(tmp_path, "single", "name", {"x": 1}, environment=ENV):
+        assert sheet.read_bytes() == whole
+
+
+def test_a_failed_write_names_its_file(tmp_path, monkeypatch):
+    for number, fault in ((0, "EACCES"), (1, "ENOSPC"), (2, "EIO"), (3, "EIO")):
+        path = tmp_path / f"x{number}"
+        for write in (files.atomic_write, files.append):
+            patch(monkeypatch, FaultyOs(min(number, 2) if write is files.append else number, fault))
+            with pytest.raises(OSError) as caught:
+                write(path, b"new\n")
+            monkeypatch.undo()
+            assert caught.value.filename == str(path)

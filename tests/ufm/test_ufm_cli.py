@@ -126,6 +126,15 @@ def test_the_nearest_name_is_suggested(ufm):
     assert "did you mean 'single'" in ufm.refuses("simulate", "singel")
     assert "--lambda-w" in ufm.refuses("simulate", "single", "--lamda-w", "1")
     assert "did you mean 'smoothing'" in ufm.refuses("simulate", "single", "--loss", "smooth")
+    far = ufm.refuses("simulate", "single", "--loss", "hinge")
+    assert "did you mean" not in far and "known: ce, focal, mse, smoothing, supcon" in far
+
+
+def test_an_empty_text_is_answered_in_words_of_its_flag(ufm):
+    for flag in ("--out", "--device", "--shard", "--cluster", "--targets", "--config"):
+        line = ufm.refuses("simulate", "single", flag, "")
+        assert flag in line and " = " not in line, line
+    assert "--out '' is empty; give a path, or drop --out" in ufm.refuses("simulate", "single", "--out", "")
 
 
 def test_wrong_toml(ufm, tmp_path):
@@ -269,10 +278,33 @@ def test_strict_turns_results_into_failures(ufm):
     assert ufm(*steps).code == 0 and ufm(*steps, "--strict").code == 1
     assert ufm(*SMALL, "--strict").code == 0
     # Reaching the last time is how a flow ends well, and the zero solution is a right answer.
-    assert ufm("simulate", "flow", "--t-end", "5", "--strict").code == 0
+    flow = ("simulate", "flow", "--t-end", "5")
+    assert ufm(*flow, "--init", "subspace", "--strict").code == 0
     assert ufm(*SMALL, "--lambda-w", "1000", "--strict").code == 0
-    unknown = ("predict", "single", "--classes", "4", "--counts", "5,6,7,8", "--loss", "focal")
-    assert ufm(*unknown).code == 0 and ufm(*unknown, "--strict").code == 1
+
+
+NO_THEOREM = {
+    "single": ("--classes", "3", "--dim", "1", "--lambda-w", "1e-3"),
+    "deep": ("--classes", "3", "--counts", "4,5,6", "--depth", "3", "--dim", "6"),
+    "flow": ("--t-end", "5"),
+}
+
+
+@pytest.mark.parametrize("system", NO_THEOREM)
+def test_strict_is_1_where_no_prediction_applies(ufm, system):
+    for command in ("simulate", "predict"):
+        words = (command, system, *NO_THEOREM[system])
+        assert ufm(*words).code == 0
+        answer = ufm(*words, "--strict")
+        assert answer.code == 1 and "Traceback" not in answer.err
+        if command == "simulate":
+            assert "--strict: no prediction applies to 1 of 1 cells" in answer.err
+
+
+@pytest.mark.parametrize("words", [("single", *SMALL[2:]), ("deep", "--activation", "linear"), ("flow", "--init", "subspace")])
+def test_strict_is_0_where_one_does(ufm, words):
+    words = [w for w in words if w not in ("--device", "cpu")]
+    assert ufm("predict", *words, "--strict").code == 0
 
 
 def test_targets_file(ufm, tmp_path):

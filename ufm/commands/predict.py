@@ -43,8 +43,7 @@ def predict(system: System, flags: Mapping[str, Any]) -> int:
                 click.echo(f"{name} assumes {', '.join(map(str, assumed))}")
         if len(plan.cells) > SHOWN:
             click.echo(f"... and {len(plan.cells) - SHOWN} more cells; --json prints up to {MOST}")
-    applies = all(row.get("applies", True) for row in rows)
-    return 1 if request.shared["strict"] and not applies else 0
+    return 1 if request.shared["strict"] and not all(map(shared.applies, rows)) else 0
 
 
 def command_of(name: str) -> click.Command:

@@ -127,6 +127,17 @@ def read_device(text: str) -> str:
     return text
 
 
+def applies(row: Mapping[str, Any]) -> bool:
+    """Whether theory says something of a cell, asked of its row: by the record of its prediction, or by the law of its path."""
+    prediction = row.get("prediction")
+    if isinstance(prediction, Mapping):
+        return bool(prediction.get("applies"))
+    for name in ("applies", "law"):
+        if name in row:
+            return bool(row[name])
+    return prediction is not None or row.get("predicted") is not None
+
+
 def again() -> str:
     """Return the command line that continues this one."""
     return shlex.join(["ufm", *sys.argv[1:]])

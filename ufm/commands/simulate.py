@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -75,8 +75,18 @@ def _report(plan: Any, outcome: Any, options: Mapping[str, Any]) -> int:
         _table(plan, outcome)
     if outcome.failed:
         raise RunError(f"{outcome.failed} of {len(outcome.rows)} cells failed or diverged; their rows say why: {outcome.path}")
-    good = all(row["status"].startswith(GOOD) for row in outcome.rows)
-    return 1 if options["strict"] and not good else 0
+    return _judge(outcome.rows) if options["strict"] else 0
+
+
+def _judge(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Return 1, and say why, when a cell did not end well or theory says nothing of it; else 0."""
+    bad = sum(not row["status"].startswith(GOOD) for row in rows)
+    unknown = sum(not shared.applies(row) for row in rows)
+    if bad:
+        say(f"--strict: {bad} of {len(rows)} cells did not converge")
+    if unknown:
+        say(f"--strict: no prediction applies to {unknown} of {len(rows)} cells")
+    return 1 if bad or unknown else 0
 
 
 def _table(plan: Any, outcome: Any) -> None:
