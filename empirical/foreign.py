@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from empirical.epoch import layer_rows
+from empirical.npz import read_npz
 from empirical.store import SHARE, check_classes, free_memory
 from empirical.tensors import head_arrays, layer_tensors
 from ufm.errors import RequestError
@@ -86,14 +86,16 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".safetensors", ".npz"):
         raise RequestError(f"{path}: unknown format {path.suffix!r}; write the features as .safetensors or .npz")
     try:
-        return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+        if path.suffix == ".npz":
+            return {key: torch.from_numpy(array) for key, array in read_npz(path, lambda size: _check_size(path, size)).items()}
+        return _read_safetensors(path)
     except RequestError:
         raise
     except PermissionError:
         raise RequestError(f"{path}: permission denied; make the file readable") from None
     except MemoryError:
         raise RequestError(f"{path}: its arrays do not fit into memory; store fewer samples or layers") from None
-    except Exception as error:  # both libraries raise their own types for damaged files, and anything in between
+    except Exception as error:  # the library raises its own types for damaged files, and anything in between
         raise RequestError(f"{path}: not a readable {path.suffix[1:]} file ({type(error).__name__}); write it again") from None
 
 
@@ -103,37 +105,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     _check_size(path, path.stat().st_size)
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-
-
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        names = [member.filename for member in members]
-        if len(set(names)) != len(names) or not all(name.endswith(".npy") for name in names):
-            raise RequestError(f"{path}: holds something other than arrays with distinct names; write it with numpy.savez")
-        _check_size(path, sum(member.file_size for member in members))
-        return {m.filename.removesuffix(".npy"): torch.from_numpy(_member(path, archive, m)) for m in members}
-
-
-def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read one array after comparing the size its header states with the bytes that are there."""
-    key = member.filename.removesuffix(".npy")
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}.get(version[0])
-        if read is None:
-            raise RequestError(f"{path}: {key!r} is in an unknown array format; write it with numpy.savez")
-        shape, fortran, kind = read(file)
-        if kind.kind not in "fiub":
-            raise RequestError(f"{path}: {key!r} has dtype {kind}, not real numbers; write plain arrays without objects")
-        size = kind.itemsize
-        for axis in shape:
-            size *= axis
-        if size != member.file_size - file.tell():
-            raise RequestError(f"{path}: {key!r} states {size} bytes but holds {member.file_size - file.tell()}; write it again")
-        array = np.frombuffer(bytearray(file.read()), dtype=kind)
-    wide = np.float64 if kind.itemsize > 8 else kind.newbyteorder("=") if kind.kind != "u" or kind.itemsize == 1 else np.int64
-    return array.astype(wide, copy=False).reshape(shape, order="F" if fortran else "C")
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -14,6 +14,7 @@ PAPYAN = (
     *(110, 121, 132, 144, 158, 172, 188, 206, 225, 245, 268, 293, 320, 350),
 )
 FEW = 8  # samples of a last batch below which batch norm is warned about
+MOST = 100_000  # looks at one training: at 200 values a look their file has gigabytes
 LOG_POINTS = 24  # of --measure-at log, before rounding to whole epochs
 
 
@@ -84,11 +85,14 @@ def measuring_steps(text: str, clock: Clock, flag: str = "--measure-at") -> tupl
     """Return the steps after which the network is measured: always 0 (untrained: the control) and the last.
 
     text: "log" (log-spaced epochs), "papyan", "every" (epoch) or a list of epochs such as "1,10,100". flag: named in errors.
+    RequestError for an unknown text, an epoch that is not trained, and more than 100,000 looks.
     """
     whole = clock.steps // clock.per_epoch
     if text == "papyan":
         epochs = {e for e in PAPYAN if e <= whole}
     elif text == "every":
+        if whole > MOST:
+            raise RequestError(f"{flag} every: {whole} epochs; the network is measured at most {MOST} times: use log or a list")
         epochs = set(range(1, whole + 1))
     elif text == "log":
         epochs = {round(max(whole, 1) ** (i / (LOG_POINTS - 1))) for i in range(LOG_POINTS)}

@@ -42,11 +42,13 @@ def check(names: tuple[str, ...], as_json: bool) -> int:
     rows = [_row(name, checked=True) for name in names or DATASETS]
     if not names:
         rows = [row for row in rows if row["state"] != MISSING]
+    bad = [row["name"] for row in rows if row["state"] != PRESENT]
     code = _show(rows, ["name", "state", "train", "test", "files", "digest"], as_json)
     for row in rows:
         if row["state"] != PRESENT:
             say(f"error: {row['reason']}")
-    return code or int(any(row["state"] != PRESENT for row in rows))
+    # a folder of one's own that does not read is a wrong request, as for a training; a public file that is broken is a finding
+    return code or (2 if any(name.startswith("folder:") for name in bad) else int(bool(bad)))
 
 
 @data.command(epilog=EPILOG)

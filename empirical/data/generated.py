@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from empirical.data.source import Request, Source
+from empirical.data.source import Request, Source, check_memory
 from ufm.errors import RequestError
 from ufm.seeds import stream
 
+DRAWN = 32  # bytes of a number while it is drawn: three times in float64, twice in float32
 OWN = "none needed: generated"
 
 
@@ -17,7 +18,7 @@ def gaussian(request: Request) -> Source:
     Defaults: K = 4, d = 32, s = 4, sigma = 1, 100 train and 200 test samples of each class: two directions lie about
     s sqrt(2) = 5.7 apart, so that the Bayes error is small and not zero.
     """
-    K, d, s, sigma = _sizes(request, 4, 32, 4.0, 1.0)
+    K, d, s, sigma = _sizes("gaussian", request, 4, 32, 4.0, 1.0, (100, 200))
     directions = stream(request.seed, "means").standard_normal((K, d))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return _around(s * directions, sigma, request, 100, 200)
@@ -30,17 +31,23 @@ def interpolation(request: Request) -> Source:
     the train NC1 is 0 and the test NC1, with the test set's own means,
     (K-1)(sigma^2/s^2)(1 + d sigma^2/(n s^2)) d/(d-N).
     """
-    K, d, s, sigma = _sizes(request, 4, 2000, 4.0, 0.4)
+    K, d, s, sigma = _sizes("interpolation", request, 4, 2000, 4.0, 0.4, (50, 200))
     if d < K:
         raise RequestError(f"interpolation: input dimension {d} is below the {K} classes; use --input-dim {K} or more")
     return _around(s * np.eye(K, d), sigma, request, 50, 200)
 
 
-def _sizes(request: Request, K: int, d: int, s: float, sigma: float) -> tuple[int, int, float, float]:
+def _sizes(
+    name: str, request: Request, K: int, d: int, s: float, sigma: float, counts: tuple[int, int]
+) -> tuple[int, int, float, float]:
+    """Return the sizes asked for, or the defaults; RequestError before anything is drawn where they are too large."""
     K = K if request.classes is None else request.classes
     d = d if request.input_dim is None else request.input_dim
     if K < 2:
         raise RequestError(f"{K} class; classification needs at least 2: use --classes 2 or more")
+    train, test = request.per_class or counts[0], request.test_per_class or counts[1]
+    means = 2 * 8 * K * d
+    check_memory(f"{name}: {K} x {train} + {K} x {test} samples of {d} numbers", means + DRAWN * K * max(train, test) * d)
     return K, d, s if request.signal is None else request.signal, sigma if request.noise is None else request.noise
 
 
@@ -48,10 +55,6 @@ def _around(means: np.ndarray, sigma: float, request: Request, train: int, test:
     K, d = means.shape
     parts = []
     for name, count in (("sample", request.per_class or train), ("sample-test", request.test_per_class or test)):
-        if K * count * d > 2**30:
-            raise RequestError(
-                f"{K} x {count} samples of {d} numbers need {K * count * d * 8 / 2**30:.0f} GiB; use smaller sizes"
-            )
         labels = np.tile(np.arange(K), count)
         inputs = means[labels] + sigma * stream(request.seed, name).standard_normal((K * count, d))
         with np.errstate(over="ignore"):  # what overflows is refused with its own sentence
@@ -68,9 +71,10 @@ def mnist1d(request: Request) -> Source:
     noise of deviation .02, read at 40 evenly spaced points. 400 train and 100 test samples of each class by default.
     """
     sigma = 0.25 if request.noise is None else request.noise
-    shapes = _shapes()
-    parts = []
-    for name, count in (("sample", request.per_class or 400), ("sample-test", request.test_per_class or 100)):
+    train, test = request.per_class or 400, request.test_per_class or 100
+    check_memory(f"mnist1d: 10 x {train} + 10 x {test} signals", DRAWN * 2 * 10 * max(train, test) * 60)
+    shapes, parts = _shapes(), []
+    for name, count in (("sample", train), ("sample-test", test)):
         draw = stream(request.seed, name)
         labels = np.tile(np.arange(10), count)
         with np.errstate(over="ignore"):

@@ -41,6 +41,18 @@ class Source:
     normalise: bool = True
 
 
+def check_memory(what: str, size: int) -> None:
+    """Refuse what takes `size` bytes where that does not fit into the free memory."""
+    import torch
+
+    from empirical.store import SHARE, free_memory
+
+    free = free_memory(torch.device("cpu"))
+    if free is not None and size > SHARE * free:
+        need = f"about {size / 2**30:.1f} GiB" if size < 2**50 else "more memory than any machine has"
+        raise RequestError(f"{what}: needs {need}, {free / 2**30:.1f} GiB are free; use smaller sizes")
+
+
 def check(name: str, source: Source) -> None:
     """Refuse bad data in one line: wrong shapes, non-finite inputs, labels out of range, an empty train class."""
     if source.classes < 2:
@@ -50,15 +62,37 @@ def check(name: str, source: Source) -> None:
             f"{name}: train samples have shape {source.train_inputs.shape[1:]} and test samples "
             f"{source.test_inputs.shape[1:]}; give both the same shape"
         )
+    kinds = source.train_inputs.dtype, source.test_inputs.dtype
+    if kinds[0] != kinds[1] and np.uint8 in kinds:  # uint8 means 0..255 and float32 is taken as it is
+        raise RequestError(f"{name}: train inputs are {kinds[0]} and test inputs {kinds[1]}; give both the same type")
     for part, inputs, labels in (
         ("train", source.train_inputs, source.train_labels),
         ("test", source.test_inputs, source.test_labels),
     ):
         _check_part(f"{name}: {part}", inputs, labels, source.classes)
-    counts = np.bincount(source.train_labels, minlength=source.classes)
+    samples = len(source.train_labels)
+    if source.classes > samples:  # before anything of the size of K is made
+        raise RequestError(
+            f"{name}: labels up to {source.classes - 1} make {source.classes} classes, but there are {samples} train samples "
+            "and every class needs one; number the classes 0..K-1"
+        )
+    counts = np.bincount(source.train_labels.astype(np.int64), minlength=source.classes)
     if not counts.all():
         empty = int(np.flatnonzero(counts == 0)[0])
         raise RequestError(f"{name}: class {empty} has no train sample; leave the class out or add samples of it")
+
+
+def classes_of(what: str, labels: np.ndarray) -> int:
+    """Return K, the largest label + 1; RequestError where the labels are not one integer a sample."""
+    _check_labels(what, labels, "0..K-1")
+    return int(labels.max()) + 1
+
+
+def _check_labels(what: str, labels: np.ndarray, range_: str) -> None:
+    if labels.ndim != 1 or not len(labels):
+        raise RequestError(f"{what} labels have shape {labels.shape}; give one label per sample")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise RequestError(f"{what} labels are {labels.dtype}; give integers {range_}")
 
 
 def _check_part(what: str, inputs: np.ndarray, labels: np.ndarray, classes: int) -> None:
@@ -66,10 +100,11 @@ def _check_part(what: str, inputs: np.ndarray, labels: np.ndarray, classes: int)
         raise RequestError(
             f"{what} inputs are {inputs.dtype} {inputs.shape}; give uint8 or float32 of shape (N, d) or (N, C, H, W)"
         )
+    if 0 in inputs.shape[1:]:
+        raise RequestError(f"{what} samples have shape {inputs.shape[1:]}, so they hold no number; give at least one")
     if labels.ndim != 1 or len(labels) != len(inputs) or not len(labels):
         raise RequestError(f"{what}: {len(inputs)} inputs and labels of shape {labels.shape}; give one label per sample")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise RequestError(f"{what} labels are {labels.dtype}; give integers 0..{classes - 1}")
+    _check_labels(what, labels, f"0..{classes - 1}")
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(outside):
         first = int(outside[0])

@@ -174,6 +174,8 @@ def test_data_commands(empirical, tmp_path, monkeypatch):
     assert empirical("data", "check", "gaussian")[0] == 0
     assert empirical("data", "check", "cifar10")[0] == 1
     assert empirical("data", "fetch", "digits")[0] == 2
+    code, _, err = empirical("data", "check", f"folder:{tmp_path}")  # as a training on it answers
+    assert code == 2 and "found neither train.npz" in err and err.count("\n") == 1
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------
@@ -226,6 +228,7 @@ def test_what_torchrun_cannot_share_and_too_many_classes_are_found_before_anythi
             patch.setenv(name, value)
         code, out, err = empirical("run", "collapse", *few)
     assert (code, out) == (2, "") and "4 test samples" in err and "torchrun's 5 processes" in err and err.count("\n") == 1
+    monkeypatch.setattr("empirical.data.generated.check_memory", lambda *_: None)  # the data themselves fit
     monkeypatch.setattr("empirical.store.free_memory", lambda device: 100)
     code, out, err = empirical("run", "collapse", *few)
     assert (code, out) == (2, "") and "4 classes need about" in err and err.count("\n") == 1

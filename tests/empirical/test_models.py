@@ -116,10 +116,48 @@ def test_the_layers_of_every_model_can_be_listed(name):
 
     if name not in OWN:
         pytest.importorskip("torchvision", reason="torchvision is not installed")
-    rows = layers_of(name, LayersRequest(width=16, depth=3))
+    rows = layers_of(name, LayersRequest())
     names = [row["layer"] for row in rows if row["all"]]
     assert names[0] == "input" and {"penultimate", "logits"} <= set(names) and len(names) >= 5
     assert rows[-1]["note"] == "the classifier" and rows[-1]["dim"] == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in MODELS),
+        ("mlp", {"depth": 0}),
+        ("mlp", {"width": 7, "depth": 2, "norm": "none"}),
+        ("convnet", {"width": 2, "depth": 4}),
+        ("convnet", {"head": "deep", "head_depth": 3, "head_activation": "relu", "bias": False}),
+    ],
+)
+def test_the_listed_layers_are_those_of_the_trained_network(name, options):
+    """Without options, too: what `empirical layers NAME` prints works in `empirical run --model NAME --layers`."""
+    from empirical.commands.layers import LayersRequest, layers_of
+    from empirical.data import Split
+    from empirical.experiment import Experiment
+    from empirical.features import plan_layers
+    from empirical.training import build_network
+
+    if name not in OWN:
+        pytest.importorskip("torchvision", reason="torchvision is not installed")
+    shape = (1, 8, 8) if name in OWN else (3, 32, 32)
+    rows = layers_of(name, LayersRequest(shape=shape, **options))
+    data = Split(torch.zeros(2, *shape), torch.tensor([0, 9]), 10)
+    trained = build_network(Experiment(model=name, **options).resolved(), data, 0)
+    plan = plan_layers(trained, data.inputs, [row["layer"] for row in rows])
+    assert [(layer.name, layer.dim) for layer in plan.layers] == [(row["layer"], row["dim"]) for row in rows]
+    assert plan_layers(trained, data.inputs, "all").names == [row["layer"] for row in rows if row["all"]]
+
+
+def test_listing_the_layers_of_an_impossible_network_is_one_line():
+    from empirical.commands.layers import LayersRequest, layers_of
+
+    with pytest.raises(RequestError, match=r"needs about .* GiB"):
+        layers_of("mlp", LayersRequest(width=65536, depth=1000))
+    with pytest.raises(RequestError, match="fixed --width"):
+        layers_of("resnet18", LayersRequest(depth=3))
 
 
 @pytest.mark.parametrize(

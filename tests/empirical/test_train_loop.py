@@ -102,6 +102,10 @@ def test_measuring_times():
     assert log[:4] == (0, 10, 20, 30) and log[-1] == 3500 and len(log) < 26
     with pytest.raises(RequestError, match=r"0\.\.350"):
         measuring_steps("351", clock)
+    assert len(PAPYAN) == 50  # of Papyan, Han & Donoho's 350 epochs
+    with pytest.raises(RequestError, match="at most 100000 times"):  # before a set of 10^14 epochs is made
+        measuring_steps("every", Clock(100, 10, 10**15))
+    assert len(measuring_steps("log", Clock(100, 10, 10**15))) == 25
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
