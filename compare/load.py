@@ -280,8 +280,10 @@ class _Reader:
         """Return the rows of a JSON-lines file and '' or a sentence; a torn last line is dropped with a warning."""
         try:
             data = files.read_bytes(path)
-        except (OSError, RunError) as error:
-            return [], f"{path.name}: {getattr(error, 'strerror', None) or error}"
+        except OSError as error:
+            return [], f"{path.name}: {error.strerror or error}"
+        except RunError as error:
+            return [], str(error).replace(f"{path.parent}{os.sep}", "")
         damage = _damage(path.parent, path.name, data)
         if damage:
             return [], damage

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import select
 import shutil
 import signal
 import sys
@@ -203,6 +204,7 @@ def run(get: Callable[[], click.Command], name: str, argv: Sequence[str] | None 
     """Run a command and exit with the contract's status: 0, 1 (failed), 2 (wrong request), 130 / 143 (signals)."""
     code = 1
     try:
+        _open_standard_streams()
         signal.signal(signal.SIGTERM, _terminate)
         warnings.showwarning = _show_warning
         result = get().main(args=argv, prog_name=name, standalone_mode=False)
@@ -216,6 +218,8 @@ def run(get: Callable[[], click.Command], name: str, argv: Sequence[str] | None 
         code = 128 + stopped.signum
     except click.exceptions.Exit as leave:
         code = leave.exit_code
+    except SystemExit as leave:  # click's answer to a broken pipe; a reader who has seen enough is not our failure
+        code = 0 if _reader_left() else leave.code if isinstance(leave.code, int) else 1
     except Exception as error:
         if os.environ.get("UFM_TRACEBACK"):
             raise
@@ -243,7 +247,7 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, RunError):
         return 1, _one_line(error)
     if isinstance(error, OSError):
-        where = f" {error.filename}" if error.filename else " on standard output" if _stdout_fails() else ""
+        where = f" {error.filename}" if error.filename else " on standard output" if _of_stdout(error) else ""
         hint = _REMEDIES.get(error.errno or 0, "check the path" if error.filename else "check the disk and the file system")
         status = (
             2 if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG) else 1
@@ -256,13 +260,34 @@ def explain(error: Exception) -> tuple[int, str]:
     return 1, _one_line(f"internal error, please report it: {type(error).__name__}: {error} (UFM_TRACEBACK=1 shows where)")
 
 
-def _stdout_fails() -> bool:
-    """Whether what was printed cannot be written: the stream keeps it and fails again."""
+def _of_stdout(error: OSError) -> bool:
+    """Whether what failed was printing: every other write names its file."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    return where is not None and where.tb_frame.f_code in (click.echo.__code__, run.__code__)
+
+
+def _reader_left() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
     try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        return True
-    return False
+        asked = select.poll()
+        asked.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(events & select.POLLERR for _, events in asked.poll(0))
+    except (OSError, ValueError, AttributeError):  # no descriptor, or a system without poll
+        return False
+
+
+def _open_standard_streams() -> None:
+    """Open what was closed (`>&-`) on the null device: else the next file opened would be written by whatever prints."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _one_line(message: object) -> str:

@@ -204,3 +204,50 @@ def test_a_group_lists_without_importing_and_runs_by_name(tmp_path, capsys):
     answer = tool()
     assert answer.code == 2 and answer.out.startswith("Usage: tool")
     assert tool("second").code == 1  # a package that is not there
+
+
+PRINTER = """
+import sys, click
+from ufm import console
+
+@click.command()
+def main():
+    for _ in range(2000):
+        click.echo("a line that nobody reads " * 4)
+
+console.run(lambda: main, "tool", [])
+"""
+
+
+def printing(**streams):
+    return subprocess.run([sys.executable, "-c", PRINTER], timeout=60, **streams)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX pipes")
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = printing(stdout=writing, stderr=subprocess.PIPE)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_named():
+    with open("/dev/full", "wb") as full:
+        done = printing(stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == b"error: No space left on device on standard output; free some space\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX descriptors")
+def test_closed_streams_are_the_null_device(tmp_path):
+    """Without that the first file that a command opens is what everything prints into."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        PRINTER.replace("    for _", f"    file = open({str(tmp_path / 'x')!r}, 'w')\n    assert file.fileno() > 2\n    for _")
+    )
+    done = subprocess.run(["sh", "-c", 'exec "$0" "$1" <&- >&- 2>&-', sys.executable, str(script)], timeout=60)
+    assert done.returncode == 0 and (tmp_path / "x").read_bytes() == b""
