@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from ufm.measure import ClassMoments, from_moments
 
-STATES = ("counts", "means", "traces", "scatter")
+UNKNOWN = ("ncc_error", "nc4_disagreement")  # every sample is needed, not their moments
 
 
 class NeuralCollapse(Metric):
@@ -22,47 +24,47 @@ class NeuralCollapse(Metric):
     collapse.compute()                     # name -> number
     ```
     The state is the class moments (K x d and one d x d matrix), not the features, so `ncc_error` and `nc4_disagreement`, which
-    need every sample, are left out; everything else is what `ufm.measure.collapse` gives on all features at once, to 1e-9.
+    need every sample, are left out; everything else is what `ufm.measure.collapse` gives on all features at once: to 1e-9 from
+    float64 features, to about 1e-6 from float32 ones, whose products within a batch are float32.
     """
 
-    full_state_update = True
+    full_state_update = False
     is_differentiable = False
     higher_is_better = None
 
     def __init__(self, classes: int, dim: int, names: Sequence[str] | None = None) -> None:
         """Start empty. classes: K >= 2; dim: d <= 4096; names: only these measures."""
         super().__init__()
-        self.names = names
-        empty = ClassMoments.empty(classes, dim, scatter=True)
-        self.shapes = {name: getattr(empty, name).shape for name in STATES}
-        for name in STATES:
-            # None: the processes' states arrive stacked, to be merged together; each alone could not be
-            self.add_state(name, torch.from_numpy(getattr(empty, name)), dist_reduce_fx=None)
-        self.add_state("eps", torch.tensor(empty.eps, dtype=torch.float64), dist_reduce_fx="max")
+        self.classes, self.dim, self.names = classes, dim, names
+        empty = _packed(ClassMoments.empty(classes, dim, scatter=True))
+        # one state, not five: the parts of two states can be merged together only
+        self.add_state("moments", empty, dist_reduce_fx=functools.partial(_joined, classes=classes, dim=dim))
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Take in one batch: features (n, d), labels (n,) in 0..K-1."""
-        moments = self._merged().update(features, labels)
-        for name in STATES:
-            old = getattr(self, name)
-            setattr(self, name, torch.from_numpy(getattr(moments, name)).to(old.device, old.dtype))
-        self.eps = torch.tensor(moments.eps, dtype=self.eps.dtype, device=self.eps.device)
+        taken = _unpacked(self.moments, self.classes, self.dim).update(features, labels)
+        self.moments = _packed(taken).to(self.moments)
 
     def compute(self) -> dict[str, Tensor]:
         """Return name -> value; nan where a measure does not exist."""
-        found = from_moments(self._merged(), names=self.names)
-        unknown = ("ncc_error", "nc4_disagreement")
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items() if name not in unknown}
+        found = from_moments(_unpacked(self.moments, self.classes, self.dim), names=self.names)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items() if name not in UNKNOWN}
 
-    def _merged(self) -> ClassMoments:
-        """Join the processes' moments (one of them when nothing was gathered)."""
-        parts = {}
-        for name in STATES:
-            state = getattr(self, name)
-            state = torch.stack(list(state)) if isinstance(state, (list, tuple)) else state
-            parts[name] = state.detach().cpu().numpy().reshape(-1, *self.shapes[name])
-        eps = float(self.eps.max())
-        first, *rest = (ClassMoments(*(parts[name][i].copy() for name in STATES), eps=eps) for i in range(len(parts["counts"])))
-        for other in rest:
-            first = first.merge(other)
-        return first
+
+def _packed(moments: ClassMoments) -> Tensor:
+    """Return moments with scatter as one float64 vector: counts, means, traces, scatter, eps."""
+    parts = (moments.counts, moments.means, moments.traces, moments.scatter, moments.eps)
+    return torch.from_numpy(np.concatenate([np.ravel(part) for part in parts]).astype(np.float64))
+
+
+def _unpacked(vector: Tensor, classes: int, dim: int) -> ClassMoments:
+    sizes = np.cumsum([classes, classes * dim, classes, dim * dim])
+    counts, means, traces, scatter, eps = np.split(vector.detach().cpu().numpy().astype(np.float64), sizes)
+    shaped = means.reshape(classes, dim), traces, scatter.reshape(dim, dim)
+    return ClassMoments(counts.round().astype(np.int64), *shaped, eps=float(eps[0]))
+
+
+def _joined(stacked: Tensor, classes: int, dim: int) -> Tensor:
+    """Return the state of all samples from the states (n, size) of processes, or of what was and what came."""
+    first, *rest = (_unpacked(vector, classes, dim) for vector in stacked)
+    return _packed(functools.reduce(ClassMoments.merge, rest, first)).to(stacked)
