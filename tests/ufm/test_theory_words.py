@@ -294,3 +294,39 @@ def test_more_classes_than_were_compared_are_refused():
     assert ufm.predict(ufm.Problem(32, 16, 10, **small)).applies
     assert "d = 16 only" in ufm.predict(ufm.Problem(34, 17, 10, **small)).reason
     assert ufm.predict(ufm.Problem(40, 2, 10, lambda_w=1.0, lambda_h=1.0)).zero  # a theorem at any size
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"loss": "smoothing", "constraint": "ball", "energy_w": 20.0},
+        {"loss": "smoothing", "constraint": "ball", "energy_w": 20.0, "bias": "free"},
+        {"loss": "mse", "constraint": "ball", "energy_w": 20.0, "bias": "free"},
+        {"loss": "smoothing", "constraint": "sphere", "temperature": 0.1, "bias": "free"},
+    ],
+)
+def test_what_is_not_unique_is_left_out(fields):
+    """Searches from different starts end at one loss and different optima; what differs between them is not predicted."""
+    p = ufm.Problem(3, 4, 5, **fields)
+    predicted = ufm.predict(p)
+    ends = [best(p, 1 + s) for s in (0,)] + [
+        minimize(
+            lambda x: objective(p, x),
+            np.random.default_rng(s).normal(size=24 + (3 if p.bias == "free" else 0)),
+            jac=True,
+            method="L-BFGS-B",
+            options=TIGHT,
+        )
+        for s in (11, 12)
+    ]
+    parts = []
+    for end in ends:
+        assert end.fun == pytest.approx(predicted.loss, rel=1e-7, abs=1e-10)
+        W, H, b = factors(p, end.x)
+        b = b - (b.mean() if p.loss != "mse" else 0.0)
+        parts.append({"gram_w": W @ W.T, "singular_values": np.linalg.svd(H @ W.T, compute_uv=False), "bias": b})
+        parts[-1] |= {"gram_h": H @ H.T, "logits": H @ W.T + b}
+    assert not predicted.unique
+    for name in parts[0]:
+        apart = max(abs(one[name] - parts[0][name]).max() for one in parts)
+        assert (getattr(predicted, name) is None) == (apart > 1e-3), (name, apart)

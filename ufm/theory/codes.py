@@ -127,7 +127,7 @@ def _simplex(problem: Problem) -> Prediction:
         fields["singular_values"] = np.linalg.svd(z, compute_uv=False) * math.sqrt(problem.count_vector[0])
     proven = not phi.gamma or phi.supported(gap, float(phi.slope(gap)))
     return Prediction(
-        bias=np.zeros(K),
+        bias=None if problem.bias == "free" and fields["name"] != "etf" else np.zeros(K),
         status=DERIVED if proven else EVIDENCE,
         assumptions=("balanced classes", "unit rows", "K <= d+1"),
         reference="lu2020",

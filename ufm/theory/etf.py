@@ -84,7 +84,7 @@ def _ball(problem: Problem, reduced: Reduced) -> Prediction:
         a,
         weight * float(phi.value(a)),
         status=_status(phi, a, float(phi.slope(a))),
-        unique=a == full,  # with budget to spare only the logits are determined
+        unique=a == full,  # with budget to spare only the differences of a row of logits are determined
         thresholds=thresholds,
         details={"a": a, "margin": a},
     )
@@ -99,15 +99,12 @@ def _status(phi: Contrast, a: float, price: float) -> str:
 
 
 def _prediction(problem: Problem, reduced: Reduced, a: float, loss: float, **fields: object) -> Prediction:
-    z = a * centring(problem.classes)
-    shapes = frame(reduced, a)
-    if fields.get("unique") is False:
-        shapes |= {"gram_w": None, "gram_h": None}
+    unique = fields.get("unique", True)
+    shapes = frame(reduced, a) | {"logits": a * centring(problem.classes)} if unique else {}
     return Prediction(
         name="zero" if fields.get("zero") else "etf",
         loss=loss,
-        logits=z,
-        bias=np.zeros(problem.classes),
+        bias=np.zeros(problem.classes) if unique or problem.bias != "free" else None,
         assumptions=("balanced classes", "d >= K-1", "global minimum"),
         reference=REFERENCES[problem.loss],
         tolerance=1e-12 if problem.loss == "ce" else 1e-10,

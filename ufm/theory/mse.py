@@ -218,7 +218,7 @@ def balanced_ball(problem: Problem) -> Prediction:
         name="etf",
         loss=(K - 1) / (2 * K) * (1 - t) ** 2,
         logits=t * centring(K) + 1 / K,
-        bias=np.full(K, 1 / K),
+        bias=np.full(K, 1 / K) if budget <= 1 else None,  # with budget to spare the features may carry some of it
         assumptions=("balanced classes", "d >= K-1", "global minimum"),
         reference="zhou2022mse",
         unique=budget <= 1,

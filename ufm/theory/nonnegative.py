@@ -56,8 +56,8 @@ def contrast(problem: Problem) -> Prediction:
     return Prediction(
         name="of" if live else "zero",
         loss=loss,
-        logits=a[:, None] * centring(K),
-        bias=np.zeros(K),
+        logits=None if spare else a[:, None] * centring(K),
+        bias=None if spare and problem.bias == "free" else np.zeros(K),
         status=DERIVED if proven else EVIDENCE,
         assumptions=("features >= 0", f"d >= {max(live, 1)}", "global minimum", FEW_SEEDS),
         reference="dang2024",
