@@ -330,3 +330,11 @@ def test_what_is_not_unique_is_left_out(fields):
     for name in parts[0]:
         apart = max(abs(one[name] - parts[0][name]).max() for one in parts)
         assert (getattr(predicted, name) is None) == (apart > 1e-3), (name, apart)
+
+
+def test_codes_of_the_sphere_are_predicted_as_far_as_they_were_compared():
+    cold = {"counts": 2, "constraint": "sphere", "temperature": 0.3}
+    assert any("up to 48 classes" in words for words in ufm.predict(ufm.Problem(48, 2, **cold)).assumptions)
+    for K, d in ((49, 2), (34, 17)):
+        refused = ufm.predict(ufm.Problem(K, d, **cold))
+        assert not refused.applies and "no closed form" in refused.reason and refused.details["margin"] > 0
