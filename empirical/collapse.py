@@ -19,6 +19,7 @@ from empirical.store import Stored, check_classes
 from empirical.tensors import tensors_of
 from empirical.train import Report, Training, build_network, load_data, run_training
 from empirical.training import check_data
+from ufm.errors import RequestError
 from ufm.interrupt import Stop
 from ufm.measure.names import DEFAULT, NEEDS_SCATTER
 from ufm.record import Run
@@ -32,6 +33,11 @@ def check(experiment: Experiment, seed: int) -> Cost:
     check_classes(data.classes)
     cost = cost_of(experiment, tuple(data.inputs.shape[1:]), data.classes, len(test), clock)
     network = build_network(experiment, data, seed)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise RequestError(
+            f"--head {experiment.head} --depth {experiment.depth}: a frozen head on no layer leaves nothing to train; "
+            "use --depth 1 or more, or --head linear"
+        )
     plan_layers(network, data.batch(slice(0, 2))[0], layers_of(experiment), None)
     if experiment.ood is not None:
         outside(experiment.ood, info, seed=seed)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, NoReturn
 
 import torch
@@ -210,16 +211,33 @@ class Shadow:
 def spread(network: nn.Module, team: Team) -> tuple[nn.Module, nn.Module]:
     """Return (the network with batch norm over all processes, the same inside DistributedDataParallel).
 
-    Torch's SyncBatchNorm is for GPUs only; on a CPU `GlobalBatchNorm` does the same.
+    Torch's SyncBatchNorm is for GPUs only; on a CPU `GlobalBatchNorm` does the same. What either exchanges is kept out of
+    torch.compile: compiled by torch 2.11, the sum over processes in a backward pass is lost without a word.
     """
     if team.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        for module in network.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                module.forward = MethodType(torch.compiler.disable(nn.SyncBatchNorm.forward), module)
         return network, _parallel(network, [team.device.index])
+    _exchange_norms(network, (nn.BatchNorm1d, nn.BatchNorm2d), GlobalBatchNorm)
+    return network, _parallel(network, None)
+
+
+def unspread(network: nn.Module) -> nn.Module:
+    """Return the network, changed to batch norm over this process's samples alone: for one that each process trains on all data.
+
+    Over all processes the same samples would count several times in the running variance.
+    """
+    _exchange_norms(network, (GlobalBatchNorm, nn.SyncBatchNorm), OwnBatchNorm)
+    return network
+
+
+def _exchange_norms(network: nn.Module, kinds: tuple[type, ...], other: type) -> None:
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                setattr(module, name, GlobalBatchNorm(child))
-    return network, _parallel(network, None)
+            if isinstance(child, kinds):
+                setattr(module, name, other(child))
 
 
 def _parallel(network: nn.Module, devices: list[int | None] | None) -> nn.Module:
@@ -245,15 +263,31 @@ class _Total(torch.autograd.Function):
         return gradient
 
 
+def _take_over(new: _BatchNorm, norm: _BatchNorm) -> None:
+    new.weight, new.bias = norm.weight, norm.bias
+    new.running_mean, new.running_var = norm.running_mean, norm.running_var
+    new.num_batches_tracked = norm.num_batches_tracked
+    new.training = norm.training
+
+
+class OwnBatchNorm(_BatchNorm):
+    """Batch norm over the samples given, of any shape (n, C, ...); takes over a batch norm's tensors."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        _take_over(self, norm)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any shape (n, C, ...) will do."""
+
+
 class GlobalBatchNorm(_BatchNorm):
     """Batch norm over the samples of all processes, also when a share is empty; takes over a batch norm's tensors."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        self.weight, self.bias = norm.weight, norm.bias
-        self.running_mean, self.running_var = norm.running_mean, norm.running_var
-        self.num_batches_tracked = norm.num_batches_tracked
-        self.training = norm.training
+        _take_over(self, norm)
+        self.total = torch.compiler.disable(_Total.apply)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any shape (n, C, ...) will do."""
@@ -266,10 +300,10 @@ class GlobalBatchNorm(_BatchNorm):
         shape = (1, -1) + (1,) * (input.ndim - 2)
         wide = input.float() if input.dtype.itemsize < 4 else input
         own = wide.new_full((1,), input.numel() // input.shape[1])
-        sums = _Total.apply(torch.cat([wide.sum(axes), own]))
+        sums = self.total(torch.cat([wide.sum(axes), own]))
         count, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
         residual = wide - mean.view(shape)
-        variance = _Total.apply(residual.square().sum(axes)) / count
+        variance = self.total(residual.square().sum(axes)) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum

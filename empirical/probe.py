@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from empirical.data.split import Split
+from empirical.distributed import unspread
 from empirical.features import Plan, bare
 from empirical.store import full_float32
 from ufm.errors import RequestError
@@ -201,7 +202,7 @@ def finetune(network: nn.Module, plan: Plan, train: Split, test: Split, *, class
 
     Returns: rows as of `probe_features`, metric "probe_finetune".
     """
-    tuned = copy.deepcopy(bare(network))
+    tuned = unspread(copy.deepcopy(bare(network)))
     old = tuned.get_submodule(plan.classifier) if plan.classifier else None
     if not isinstance(old, nn.Linear):
         raise RequestError("finetune replaces a linear classifier; this network has none: leave finetune out")

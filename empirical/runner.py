@@ -146,8 +146,9 @@ def work_stacked(jobs: Sequence[Job], stop: Stop | None, report: Callable[[Any],
         look, device = study(first.study).function("look"), torch.device(first.device)
         results = run_stack(first.experiment, runs, look, device=device, threads=first.threads, stop=stop, report=report)
         for run, result in zip(runs, results, strict=True):
-            run.log(result["status"])
-            run.finish(result)
+            if not run.done:  # one that diverged early may be
+                run.log(result["status"])
+                run.finish(result)
     return [_outcome(job, result) for job, result in zip(jobs, results, strict=True)]
 
 

@@ -82,12 +82,15 @@ class Stack:
         self.rows = torch.arange(len(self.trainings), device=self.device)[:, None]
         self.inputs = _shared([t.train.inputs for t in self.trainings])
         self.labels = torch.stack([t.train.labels for t in self.trainings])
+        self.step = first.step  # steps done, by all that have not diverged
+        self.statuses: list[str | None] = [None] * len(self.trainings)  # of those that have
         self._load_optimizer()
 
     @property
-    def step(self) -> int:
-        """Steps done, by all alike."""
-        return self.trainings[0].step
+    def leader(self) -> Training:
+        """The first training that goes on."""
+        going = (t for t, status in zip(self.trainings, self.statuses, strict=True) if status is None)
+        return next(going, self.trainings[0])
 
     def order(self, epoch: int) -> Tensor:
         """Return every seed's own order of its samples, (S, N)."""
@@ -127,14 +130,16 @@ class Stack:
         losses = self.losses(inputs, labels)
         losses.sum().backward()
         self.optimizer.step()
-        for training in self.trainings:
-            training.step += 1
+        self.step += 1
+        for training, status in zip(self.trainings, self.statuses, strict=True):
+            if status is None:
+                training.step = self.step
         return losses.detach()
 
     @property
     def step_size(self) -> float:
         """The step size of the next step."""
-        return self.trainings[0].step_size
+        return self.leader.step_size
 
     def unload(self) -> None:
         """Copy the state into each training's own network and optimiser, to be measured or saved."""
@@ -204,8 +209,9 @@ class _Losses:
         self.used += 1
         return self.used == self.length
 
-    def read(self, statuses: list[str | None]) -> None:
+    def read(self) -> None:
         """Add the losses to their trainings' sums; a loss that is not finite ends its training only, at its step."""
+        statuses = self.stack.statuses
         values = self.buffer[: self.used].T.tolist()
         begun = self.stack.step - self.used
         for number, training in enumerate(self.stack.trainings):
@@ -213,12 +219,31 @@ class _Losses:
                 continue
             bad = next((i for i, loss in enumerate(values[number]) if not math.isfinite(loss)), None)
             if bad is not None:
-                statuses[number] = f"diverged: the loss became non-finite at step {begun + bad + 1}"
+                training.step = begun + bad + 1
+                statuses[number] = f"diverged: the loss became non-finite at step {training.step}"
                 continue
             for loss in values[number]:
                 training.loss_sum += loss
             training.loss_steps += len(values[number])
         self.used = 0
+
+
+class _Watch:
+    """Gives each training its share of the time that all took together, beside its own for measuring and saving."""
+
+    def __init__(self, trainings: list[Training]) -> None:
+        self.trainings, self.begun = trainings, time.perf_counter()
+        self.earlier = [t.seconds["training"] for t in trainings]
+        self.apart = self._apart()
+
+    def _apart(self) -> float:
+        return sum(t.seconds["measuring"] + t.seconds["saving"] for t in self.trainings)
+
+    def share(self) -> None:
+        """Write the time until now."""
+        together = time.perf_counter() - self.begun - (self._apart() - self.apart)
+        for training, seconds in zip(self.trainings, self.earlier, strict=True):
+            training.seconds["training"] = seconds + max(0.0, together) / len(self.trainings)
 
 
 def run_stack(
@@ -245,63 +270,74 @@ def run_stack(
         keepers = [Keeper(run, training) for run, training in zip(runs, trainings, strict=True)]
         _restore(keepers)
         looks = [look() for _ in trainings]
-        before = [sum(t.seconds.values()) for t in trainings]
-        begun = time.perf_counter()
+        watch = _Watch(trainings)
         stack = Stack(trainings)
         try:
-            statuses = _loop(stack, keepers, looks, stop, report)
+            ended = _loop(stack, keepers, looks, watch, stop, report)
         finally:
-            _share_time(trainings, before, time.perf_counter() - begun)
-        if stop and statuses is None:
-            _save(stack, keepers)
+            watch.share()
+        if stop and not ended:
+            _save(stack, keepers, watch)
             raise Interrupted(stop.signum)
-        assert statuses is not None
         stack.unload()
-        for keeper, own, training, status in zip(keepers, looks, trainings, statuses, strict=True):
-            if status == FINISHED:
+        for keeper, own, training, status in zip(keepers, looks, trainings, stack.statuses, strict=True):
+            if status is None:
                 keeper.save()
                 keeper.run.write_tensors("tensors.safetensors", own.tensors(training))
-    return [finish(t, run, status or FINISHED) for t, run, status in zip(trainings, runs, statuses, strict=True)]
+    return [finish(t, run, status or FINISHED) for t, run, status in zip(trainings, runs, stack.statuses, strict=True)]
 
 
 def _loop(
-    stack: Stack, keepers: list[Keeper], looks: list[Any], stop: Stop | None, report: Callable[[Training], None] | None
-) -> list[str | None] | None:
-    """Step and measure until the budget is spent; return the statuses, or None when stopped by a signal."""
+    stack: Stack,
+    keepers: list[Keeper],
+    looks: list[Any],
+    watch: _Watch,
+    stop: Stop | None,
+    report: Callable[[Training], None] | None,
+) -> bool:
+    """Step and measure until the budget is spent; return whether it is, or else a signal has come."""
     clock, losses, due = stack.clock, _Losses(stack), frozenset(stack.trainings[0].due)
-    statuses: list[str | None] = [None] * len(keepers)
+    statuses = stack.statuses
     order = stack.order(stack.step // clock.per_epoch)
     clocked = time.monotonic() + LOOK_SECONDS
     while True:
         if stack.step in due and any(t.measured < stack.step for t in stack.trainings):
-            losses.read(statuses)
+            losses.read()
             stack.unload()
             for number, training in enumerate(stack.trainings):
                 if statuses[number] is None and training.measured < training.step:
                     statuses[number] = measure(training, keepers[number], looks[number].rows)
         if stack.step >= clock.steps or all(statuses):
-            return [status or FINISHED for status in statuses]
+            return True
         if stack.step % clock.per_epoch == 0:
             order = stack.order(stack.step // clock.per_epoch)
         if losses.add(stack.take_step(order)):
-            losses.read(statuses)
+            losses.read()
         if stop or time.monotonic() > clocked:
-            losses.read(statuses)
+            losses.read()
             if stop:
-                return None
+                return False
             if keepers[0].timer.due():
-                _save(stack, keepers)
+                _save(stack, keepers, watch)
             if report is not None:
-                report(stack.trainings[0])
+                report(stack.leader)
             clocked = time.monotonic() + min(LOOK_SECONDS, keepers[0].timer.interval)
 
 
-def _save(stack: Stack, keepers: list[Keeper]) -> None:
-    """Write every training's checkpoint; the time of all of them decides when the next are due."""
+def _save(stack: Stack, keepers: list[Keeper], watch: _Watch) -> None:
+    """Write every training's checkpoint; the time of all of them decides when the next are due.
+
+    One that has diverged is over, as it would be by itself: its result is written, and whoever goes on does so without it.
+    """
+    watch.share()
     begun = time.perf_counter()
     stack.unload()
-    for keeper in keepers:
-        keeper.save()
+    for keeper, training, status in zip(keepers, stack.trainings, stack.statuses, strict=True):
+        if status is None:
+            keeper.save()
+        elif not keeper.run.done:
+            keeper.run.log(status)
+            keeper.run.finish(finish(training, keeper.run, status))
     keepers[0].timer.saved(time.perf_counter() - begun)
 
 
@@ -324,12 +360,3 @@ def _restore(keepers: list[Keeper]) -> None:
     for keeper, pairs in zip(keepers, found, strict=True):
         number, tree = next(pair for pair in reversed(pairs) if pair[1]["step"] == step)
         keeper.take_up(number, tree)
-
-
-def _share_time(trainings: list[Training], before: list[float], elapsed: float) -> None:
-    """Give each training its share of the time that all took together, beside its own for measuring and saving."""
-    spent = sum(t.seconds["measuring"] + t.seconds["saving"] for t in trainings)
-    known = sum(before) - sum(t.seconds["training"] for t in trainings)  # measuring and saving of earlier sessions
-    share = max(0.0, elapsed - (spent - known)) / len(trainings)
-    for training in trainings:
-        training.seconds["training"] += share

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from empirical.data.split import Split
 from empirical.features import Layer, Plan, Taps, bare, evaluating, pooled
@@ -175,7 +176,7 @@ def _pairs(data: Batches, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(data), batch_size):
             yield data.batch(slice(start, start + batch_size))
         return
-    for batch in data:
+    for batch in beside(data):
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise RequestError(f"a batch is {type(batch).__name__}; it must be a pair (inputs, labels)")
         x, y = batch[0], torch.as_tensor(batch[1])
@@ -252,6 +253,42 @@ def free_memory(device: torch.device) -> int | None:
 
 
 # --- leaving no trace --------------------------------------------------------------------------------------------
+
+
+def beside(data: Batches) -> Batches:
+    """Return what can be gone through without moving the data's own iterator: for most, the data themselves.
+
+    A DataLoader with persistent workers has one iterator for good, and asking for it again starts it anew: that would cut short
+    the epoch that the caller is in, and its workers would have drawn. So a loader like it is made, with workers for one pass.
+
+    Raises: RequestError for a loader with persistent workers that goes through its data in a way of its own.
+    """
+    if not isinstance(data, DataLoader) or not data.persistent_workers:
+        return data
+    kind = type(data)
+    if kind.__iter__ is not DataLoader.__iter__ or kind._get_iterator is not DataLoader._get_iterator:
+        raise RequestError(
+            f"{kind.__name__} has persistent_workers=True and an iterator of its own, so measuring would disturb the training; "
+            "use persistent_workers=False or pass a second loader"
+        )
+    if isinstance(data.dataset, IterableDataset):
+        batches = {"batch_size": data.batch_size, "drop_last": data.drop_last}
+    elif data.batch_sampler is None:
+        batches = {"batch_size": None, "sampler": data.sampler}
+    else:
+        batches = {"batch_sampler": data.batch_sampler}
+    return DataLoader(
+        data.dataset,
+        **batches,
+        num_workers=data.num_workers,
+        collate_fn=data.collate_fn,
+        pin_memory=data.pin_memory,
+        timeout=data.timeout,
+        worker_init_fn=data.worker_init_fn,
+        multiprocessing_context=data.multiprocessing_context,
+        generator=data.generator,
+        prefetch_factor=data.prefetch_factor,
+    )
 
 
 @contextmanager

@@ -178,13 +178,17 @@ class Request:
 
     def describe(self, as_json: bool) -> int:
         """Print what it would cost."""
-        from empirical.devices import processes, resolve_device
+        from empirical.devices import launched, resolve_device
 
-        device, costs = resolve_device(self.execution.device), self.check()
+        device = resolve_device(self.execution.device)
         jobs = self.jobs(device)
+        launch = launched()
+        if launch is not None and launch.size > 1:
+            self.check_together(launch, jobs)
+        costs = self.check()
         missing = [job for job in jobs if not (job.path / "done").is_file()]
         by_setting = dict(zip(self.settings, costs, strict=True))
-        workers = processes(self.execution.workers, device, len(missing))
+        workers = self.workers(device, len(missing), self.stacking(device, costs if missing else []))
         seconds = sum(by_setting[job.experiment].seconds for job in missing) / workers
         document = {
             "trainings": len(jobs),
@@ -208,7 +212,7 @@ class Request:
 
     def execute(self, as_json: bool) -> int:
         """Train what is missing; print and return the exit status."""
-        from empirical.devices import launched, processes, resolve_device
+        from empirical.devices import launched, resolve_device
 
         launch = launched()
         if launch is not None and launch.size > 1:
@@ -218,7 +222,7 @@ class Request:
         missing = [job for job in jobs if not (job.path / "done").is_file()]
         together = self.stacking(device, self.check() if missing else [])
         target = write_sweep(self.execution.out, self.study.name, self.settings, self.seeds)
-        workers = 1 if together and self.execution.stack == "on" else processes(self.execution.workers, device, len(missing))
+        workers = self.workers(device, len(missing), together)
         # A shard goes on by its own command: finished seeds are skipped, begun ones taken up.
         again = ["empirical", *sys.argv[1:]] if self.execution.shard else self.again(target)
         with Progress(len(jobs), workers) as progress:
@@ -235,6 +239,12 @@ class Request:
         if not as_json and any(outcome.result.get("final") for outcome in outcomes):
             say(f"written to {target}; see 'compare plot nc {shlex.quote(str(target))} -o nc.pdf'")
         return code
+
+    def workers(self, device: str, missing: int, together: Any) -> int:
+        """Return the number of processes that train what is missing."""
+        from empirical.devices import processes
+
+        return 1 if together and self.execution.stack == "on" else processes(self.execution.workers, device, missing)
 
     def stacking(self, device: str, costs: Sequence[Any]) -> Callable[[Any], int] | None:
         """Return how many seeds of a setting are trained in one program; RequestError where --stack on cannot be."""
@@ -266,13 +276,7 @@ class Request:
         e = self.execution
         device = resolve_device(e.device)
         jobs = self.jobs(device)
-        asked = {
-            "--workers": e.workers,
-            "--cluster": e.cluster,
-            "--shard": e.shard,
-            "--stack": e.stack if e.stack == "on" else None,
-        }
-        distributed.check(jobs, launch.size, asked)
+        self.check_together(launch, jobs)
         self.check()
         with distributed.started(device) as team:
             target = None
@@ -280,6 +284,19 @@ class Request:
                 target = write_sweep(e.out, self.study.name, self.settings, self.seeds)
             code = train_together(self.study, jobs, team, shlex.join(self.again(target)), self.varied, as_json)
         return code
+
+    def check_together(self, launch: Any, jobs: Sequence[Job]) -> None:
+        """Refuse what does not go together with the processes that torchrun started."""
+        from empirical import distributed
+
+        e = self.execution
+        asked = {
+            "--workers": e.workers,
+            "--cluster": e.cluster,
+            "--shard": e.shard,
+            "--stack": e.stack if e.stack == "on" else None,
+        }
+        distributed.check(jobs, launch.size, asked)
 
     def again(self, target: Any) -> list[str]:
         """Return the command that goes on with what is in the folder `target`."""

@@ -135,6 +135,57 @@ def test_batch_norm_over_one_process_is_batch_norm(monkeypatch, shape):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+ONE_OF_TWO = """
+import sys
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+import torch.distributed as dist
+from empirical.distributed import Team, spread
+
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+torch.manual_seed(0)
+x, network = torch.randn(9, 3) * 2 + 5, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+network, wrapped = spread(network, Team(rank, 2, torch.device("cpu")))
+first, last = Team(rank, 2).share(9)
+torch.compile(wrapped, dynamic=False, backend="aot_eager")(x[first:last]).pow(3).sum().backward()
+if rank == 0:
+    torch.save([2 * p.grad for p in network.parameters()], out)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_compiled_batch_norm_over_two_processes_has_the_gradient_of_the_whole_batch(tmp_path):
+    """Torch 2.11 compiles the sum over processes in a backward pass away; the oracle is torch's own layer on all samples."""
+    words = [str(tmp_path / "store"), str(tmp_path / "gradients.pt")]
+    ranks = [subprocess.Popen([sys.executable, "-c", ONE_OF_TWO, str(rank), *words], stderr=subprocess.PIPE) for rank in (0, 1)]
+    try:
+        errors = [process.communicate(timeout=120)[1].decode() for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], errors
+    torch.manual_seed(0)
+    x, network = torch.randn(9, 3) * 2 + 5, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    network(x).pow(3).sum().backward()
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    for gradient, parameter in zip(found, network.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("of", [GlobalBatchNorm, nn.SyncBatchNorm.convert_sync_batchnorm], ids=["cpu", "cuda"])
+def test_a_copy_that_every_process_trains_on_all_samples_has_batch_norm_of_its_own(monkeypatch, of):
+    """As `probe_finetune` does: over both processes the same samples would count twice in the running variance."""
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda values: pytest.fail("asked the other processes"))
+    x = torch.randn(6, 5, 3, 2, generator=torch.Generator().manual_seed(0))
+    plain, shared = nn.Sequential(nn.BatchNorm2d(5)), nn.Sequential(of(nn.BatchNorm2d(5)))
+    own = distributed.unspread(shared)
+    torch.testing.assert_close(own(x), plain(x), rtol=0, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(own.state_dict().values(), plain.state_dict().values(), strict=True))
+
+
 @pytest.fixture
 def two_processes(tmp_path, monkeypatch, capsys):
     """A command line that torchrun has started as the first of two processes."""

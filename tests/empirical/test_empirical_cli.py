@@ -203,6 +203,7 @@ WRONG = [
     (["--config", "missing.toml"], "missing.toml"),
     (["--zip", "lr,nothing"], "no such option"),
     (["--head", "deep"], "--head-depth"),
+    (["--head", "etf", "--depth", "0"], "nothing to train"),
     (["--width", "100000000", "--depth", "3"], "GiB"),
     (["--model", "resnet18", "--device", "cpu"], "fixed --width"),
     (["--coarse", "1,2"], "sum to 4"),

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from torch import nn
 
-from empirical import probe
+from empirical import distributed, probe
 from empirical.data.split import Split
 from empirical.features import plan_layers
 from empirical.probe import PROBES, finetune, probe_features
@@ -128,6 +128,26 @@ def test_finetune_learns_new_labels_and_leaves_the_network_alone(data):
     accuracy = {r["split"]: r["value"] for r in rows}
     assert accuracy["test"] > 0.65  # chance is .2
     assert rows == finetune(network, plan, *splits, classes=CLASSES)
+
+
+def test_finetune_of_one_process_of_several_is_that_of_one_alone(data, monkeypatch):
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda values: values.mul_(2))  # the other has the same samples
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(12, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
+    splits = [Split(x.float(), y, CLASSES) for x, y in data]
+    plan = plan_layers(network, splits[0].inputs[:2])
+    rows, means = [], []
+    plain = probe._accuracy
+
+    def seen(tuned, split):
+        means.append(tuned[1].running_var.clone())
+        return plain(tuned, split)
+
+    monkeypatch.setattr(probe, "_accuracy", seen)
+    for norm in (network[1], distributed.GlobalBatchNorm(network[1])):
+        network[1] = norm
+        rows.append(finetune(network, plan, *splits, classes=CLASSES))
+    assert rows[0] == rows[1] and torch.equal(means[0], means[2])
 
 
 def test_wrong_requests(data):

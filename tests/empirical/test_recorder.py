@@ -97,6 +97,42 @@ def test_recording_does_not_change_the_training(tmp_path):
     assert all(torch.equal(plain[key], recorded[key]) for key in plain) and torch.equal(state, other)
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["after", "inside"])
+def test_workers_that_persist_are_left_alone(tmp_path, inside):
+    """Such a loader has one iterator for good: asked for again, it would end the caller's epoch and draw a new order."""
+    seen = []
+    for record in (False, True):
+        train, test = (TensorDataset(*data(n, n)) for n in (60, 30))
+        options = {"num_workers": 1, "persistent_workers": True, "generator": torch.Generator().manual_seed(3)}
+        batches, model = DataLoader(train, batch_size=20, shuffle=True, **options), network()
+        recorder = empirical.Recorder(tmp_path, model, batches, DataLoader(test, batch_size=30), at="every") if record else None
+        inputs = []
+        for epoch in (1, 2):
+            for number, (x, _) in enumerate(batches):
+                inputs.append(x)
+                if recorder and inside and number == 1:
+                    recorder.epoch(epoch)
+            if recorder and not inside:
+                recorder.epoch(epoch)
+        if recorder:
+            recorder.close()
+        seen.append(torch.cat(inputs))
+        assert len(inputs) == 6
+    assert torch.equal(*seen)
+
+
+def test_persistent_workers_of_a_loader_with_its_own_iterator_are_refused(tmp_path):
+    class Own(DataLoader):
+        def __iter__(self):
+            return super().__iter__()
+
+    train, test = (TensorDataset(*data(n, n)) for n in (60, 30))
+    batches = Own(train, batch_size=20, num_workers=1, persistent_workers=True)
+    with pytest.raises(RequestError, match="persistent_workers=False"):
+        empirical.Recorder(tmp_path, network(), batches, DataLoader(test, batch_size=30))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_loop_goes_on(tmp_path):
     model, (train, test) = network(), loaders()
     keep = {}

@@ -128,7 +128,32 @@ def test_a_seed_that_diverges_leaves_the_others_alone(tmp_path, monkeypatch):
     results, rows = together(tmp_path / "bad", experiment)
     assert [result["ok"] for result in results] == [True, False, True]
     assert results[1]["status"] == "diverged: the loss became non-finite at step 5"
+    assert results[1]["step"] == 5 and results[1]["epoch"] == pytest.approx(5 / 3, abs=1e-6) and results[0]["step"] > 5
     assert rows[0] == whole[0] and rows[2] == whole[2] and max(row["step"] for row in rows[1]) < 5
+
+
+def test_a_diverged_seed_keeps_its_step_when_the_others_are_stopped_and_taken_up(tmp_path, monkeypatch):
+    experiment = setting()
+    _, whole = together(tmp_path / "whole", experiment)
+    plain, stop = Stack.take_step, Stop()
+
+    def step(stack, order):
+        losses = plain(stack, order).clone()
+        if stack.step == 5:
+            losses[0] = math.nan
+        stop.signum = 15 if stack.step == 8 else 0
+        return losses
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Stack, "take_step", step)
+        together(tmp_path / "cut", experiment, stop=stop)
+    jobs = [Job("collapse", experiment, seed, str(tmp_path / "cut"), "cpu") for seed in SEEDS]
+    assert [(job.path / "done").is_file() for job in jobs] == [True, False, False]
+    result = Run.open(jobs[0].path).read_json("result.json")
+    assert result["step"] == 5 and result["status"] == "diverged: the loss became non-finite at step 5"
+    assert stacks(jobs, lambda experiment: 9) == [jobs[:1], jobs[1:]]
+    results, rows = together(tmp_path / "cut", experiment, seeds=SEEDS[1:])
+    assert rows == whole[1:] and [result["resumed_at"] for result in results] == [[8], [8]]
 
 
 @pytest.mark.filterwarnings("ignore:seed-.. begun by version None")
@@ -191,7 +216,8 @@ def test_jobs_are_grouped_by_setting_and_finished_ones_left_out(tmp_path):
 def test_what_cannot_be_stacked_is_refused_in_one_line(tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
     shell = Shell("empirical", _load, tmp_path, capsys)
-    assert said in shell.refuses("run", "collapse", "--dataset=gaussian", "--stack=on", *words)
+    for more in ([], ["--dry-run"]):
+        assert said in shell.refuses("run", "collapse", "--dataset=gaussian", "--stack=on", *words, *more)
 
 
 def test_the_command_writes_one_folder_per_seed(tmp_path, monkeypatch, capsys):
