@@ -16,8 +16,6 @@ from ufm.measure.names import NEEDS_SCATTER
 REFINE = 1e-7  # means worse than this share of their spread are improved by one more read before anything is projected
 TINY = {torch.float32: 1e4, torch.float64: 1e7}  # rounding units of the means: below this spread they are improved as well
 
-SUMMED = 64  # rounding units by which the first means of a constant coordinate may be off: short sums in its own precision
-
 
 @dataclass(frozen=True, eq=False)
 class SplitStatistics:
@@ -55,24 +53,17 @@ def split_statistics(
     means = first_means(features, labels, counts).cpu().numpy().astype(np.float64)
     seen = means[counts > 0]
     error = torch.finfo(features.dtype).eps * np.abs(seen).max()
-    exact = error > REFINE * np.sqrt(((seen - seen.mean(0)) ** 2).sum(1).mean())
+    # VCI sees no scale: neither in a constant coordinate nor in a dependent one may the rounding of the means be left
+    scatter = bool(wanted & NEEDS_SCATTER) and features.shape[1] <= SCATTER_LIMIT  # its product costs far more than a read
+    exact = scatter or error > REFINE * np.sqrt(((seen - seen.mean(0)) ** 2).sum(1).mean())
     if exact:
         means = better_means(features, labels, means)
     stats = second_read(features, labels, means, counts, eps, classifier, wanted)
     spread = np.sqrt((counts * stats.moments.traces).sum() / counts.sum())
-    if not exact and (spread < TINY[features.dtype] * error or nearly_constant(stats.moments, torch.finfo(features.dtype).eps)):
+    if not exact and spread < TINY[features.dtype] * error:
         means = better_means(features, labels, means)
         stats = second_read(features, labels, means, counts, eps, classifier, wanted)
     return stats
-
-
-def nearly_constant(moments: ClassMoments, eps: float) -> bool:
-    """Whether the rounding of the means would show in some coordinate's variance; about better means a constant has none."""
-    if moments.scatter is None:
-        return False
-    size = np.abs(moments.means).max(0)
-    variance = np.diag(moments.scatter) / moments.counts.sum()
-    return bool(((variance <= (SUMMED * eps * size) ** 2) & (size > 0)).any())
 
 
 def better_means(features: torch.Tensor, labels: torch.Tensor, means: np.ndarray) -> np.ndarray:
