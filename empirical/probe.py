@@ -76,7 +76,11 @@ def probe_features(
 
 
 def raw(train: tuple[Tensor, Tensor], test: Tensor, classes: int, draw: np.random.Generator) -> Decisions:
-    """Softmax regression from zero by SGD with a constant step, on the features as they are."""
+    """Softmax regression from zero by SGD with a constant step, on the features as they are.
+
+    A second moment with an eigenvalue above 4 / RATE (an offset is enough) makes that step unstable: the decisions are
+    then often no better than chance, and which ones they are depends on the rounding of single numbers, in any precision.
+    """
     (x, y), x_test = (train[0].float(), train[1]), test.float()
     weight = torch.zeros(classes, x.shape[1], device=x.device)
     bias = torch.zeros(classes, device=x.device)
