@@ -267,13 +267,16 @@ def certificates(problems: list[Problem], reduced: Reduced, z: Tensor, f: Tensor
 def _certificate(problem: Problem, gap: float, norm: float, value: float) -> Certificate:
     if not np.isfinite(gap):
         return uncertified("no bound: the end point is not finite, or its free bias could not be made optimal")
-    gap = min(gap, value)  # every loss is >= 0
+    trivial = 0 < value <= gap
+    gap = min(gap, value)
     reason = "f - f* <= gap by convex duality"
+    if trivial:
+        reason = "f - f* <= gap = f only because f* >= 0: the bound of convex duality says less"
     needed = rank_bound(problem)
     if problem.dim < needed and problem.features == "free":
         reason += f"; the bound is that of unlimited dimension: for d < {needed} a positive gap may remain at the optimum"
     relative = gap / abs(value) if value else gap
-    if problem.features == "nonnegative" and problem.constraint == "ridge" and gap > FLOOR and relative > CLOSED:
+    if problem.features == "nonnegative" and gap > FLOOR and relative > CLOSED:
         reason += "; the gap is open: a local minimum, or an optimum where the bound for non-negative features is not tight"
     return Certificate(gap, relative, norm, True, reason)
 

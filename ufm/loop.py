@@ -17,10 +17,12 @@ from ufm.tables import load
 
 TIRED = 25  # iterations without halving the residual after which the duality gap is asked whether this is the optimum
 PATIENCE = 2000  # iterations without halving the residual before a solve counts as stalled
+AT_ROUNDING = 50  # ... where the residual is at its own rounding error, which no patience improves
 NEAR_ZERO = 1e-5  # c |x|^2 below which an end point that the duality gap proved is asked whether zero is the optimum
 COMPACT = 0.75  # finished problems leave the batch when no more than this share is left
 STATUS = (Status.CONVERGED, Status.ZERO, Status.CERTIFIED, Status.STEP_LIMIT, Status.STALLED, Status.DIVERGED)
-CONVERGED, ZERO, CERTIFIED, STEP_LIMIT, STALLED, DIVERGED, RUNNING = range(7)
+CONVERGED, ZERO, CERTIFIED, STEP_LIMIT, STALLED, DIVERGED, RUNNING, LEFT = range(8)
+SAME = 1e-11  # relative difference of values below which an attempt is where another one has converged
 
 Prover = Callable[[Objective, Tensor], Tensor]  # which points (B, P) of a batch are proven optimal
 
@@ -47,8 +49,12 @@ def iterate(
     tol: float,
     prove: Prover | None = None,
     sublinear: bool = False,
+    owner: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Run a solver until every problem has ended: the one loop. Finished problems leave the batch in bulk."""
+    """Run a solver until every problem has ended: the one loop. Finished problems leave the batch in bulk.
+
+    Rows with the same `owner` (B,) are attempts at one problem: they end as LEFT where another makes them needless (`Attempts`).
+    """
     batch, device = len(x), x.device
     out = {
         "x": x.clone(),
@@ -59,13 +65,14 @@ def iterate(
     every = 1 if device.type == "cpu" else 10  # asking a GPU whether it is done makes it wait
     active = torch.arange(batch, device=device)
     state = solver.init(objective, x)
+    attempts = None if owner is None else Attempts(owner, x.dtype)
     best, since = state.residual.clone(), torch.zeros_like(active)
     for k in range(steps + 1):
         if k % every == 0 or k == steps:
             better = state.residual < 0.5 * best
             best, since = torch.where(better, state.residual, best), torch.where(better, k, since)
             idle = k - since
-            status = _ended(objective, state, tol, idle > PATIENCE)
+            status = _ended(objective, state, tol, _tired(objective, state.x, best, idle))
             if k == steps:
                 status[status == RUNNING] = STEP_LIMIT
             slow = (idle > 0) & (idle % TIRED == 0) | (sublinear and k > 0 and k % (4 * TIRED) == 0)
@@ -74,11 +81,15 @@ def iterate(
                 index = asked.nonzero().squeeze(1)
                 done = prove(objective.select(index), state.x[index])
                 status[index] = torch.where(done, CERTIFIED, status[index])
+            if attempts is not None and k and k % TIRED == 0:
+                status[(status == RUNNING) & attempts.needless(objective, state.x, active)] = LEFT
             new = ((status != RUNNING) & (out["status"][active] == RUNNING)).nonzero().squeeze(1)
             if len(new):
                 at = active[new]
                 out["x"][at], out["residual"][at] = state.x[new], state.residual[new]
                 out["iterations"][at], out["status"][at] = k, status[new]
+                if attempts is not None:
+                    attempts.ended(objective.select(new), state.x[new], at, status[new])
                 going = (out["status"][active] == RUNNING).nonzero().squeeze(1)
                 if not len(going):
                     break
@@ -87,6 +98,38 @@ def iterate(
                     active, best, since = active[going], best[going], since[going]
         state = solver.step(objective, state)
     return out
+
+
+class Attempts:
+    """What the attempts at one problem know of each other: the lowest value that has converged, and whether one is proven."""
+
+    def __init__(self, owner: Tensor, dtype: torch.dtype) -> None:
+        self.owner, count = owner, int(owner.max()) + 1
+        self.lowest = torch.full((count,), torch.inf, dtype=dtype, device=owner.device)
+        self.proven = torch.zeros(count, dtype=torch.bool, device=owner.device)
+
+    def ended(self, some: Objective, x: Tensor, rows: Tensor, status: Tensor) -> None:
+        """Take note of the attempts `rows`, which have ended at x."""
+        value = torch.where(status == CONVERGED, some.score(x), torch.inf)
+        self.lowest.scatter_reduce_(0, self.owner[rows], torch.nan_to_num(value, nan=torch.inf), "amin")
+        self.proven[self.owner[rows[status == CERTIFIED]]] = True
+
+    def needless(self, objective: Objective, x: Tensor, rows: Tensor) -> Tensor:
+        """Return which of the attempts `rows` cannot matter: one is proven, or one has converged to where they still crawl."""
+        lowest = self.lowest[self.owner[rows]]
+        same = torch.isfinite(lowest)
+        if bool(same.any()):
+            same &= (objective.score(x) - lowest).abs() <= SAME * lowest.abs()
+        return same | self.proven[self.owner[rows]]
+
+
+def _tired(objective: Objective, x: Tensor, best: Tensor, idle: Tensor) -> Tensor:
+    """Return which problems have not halved their residual for longer than that may help."""
+    tired = idle > PATIENCE
+    asked = ((idle >= AT_ROUNDING) & (idle % TIRED == 0)).nonzero().squeeze(1)
+    if len(asked):
+        tired[asked] |= best[asked] <= objective.select(asked).rounding(x[asked])
+    return tired
 
 
 def _ended(objective: Objective, state: object, tol: float, tired: Tensor) -> Tensor:

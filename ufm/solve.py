@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ufm.certify import certificates, closed
 from ufm.errors import RequestError
-from ufm.loop import CERTIFIED, STALLED, STATUS, STEP_LIMIT, ZERO, Prover, at_zero, iterate, objective_of, prover, settle
+from ufm.loop import CERTIFIED, LEFT, STALLED, STATUS, STEP_LIMIT, ZERO, Prover, at_zero, iterate, objective_of, prover, settle
 from ufm.losses import supcon
 from ufm.problem import Problem
 from ufm.reduce import (
@@ -28,7 +28,7 @@ from ufm.reduce import (
     signature,
 )
 from ufm.seeds import check_seed
-from ufm.solution import Solution
+from ufm.solution import Solution, Status
 from ufm.solvers import METHODS, SOLVERS, Solver
 from ufm.solvers.lbfgs import MEMORY
 from ufm.solvers.moves import arrange
@@ -81,7 +81,10 @@ def solve_many(
     lr: float | None = None,
     device: str = "cpu",
 ) -> list[Solution]:
-    """Solve problems in batches, every one from its own start; at depth 1 the answers do not depend on the batch.
+    """Solve problems in batches, every one from its own start.
+
+    The same call gives the same bits. What else is in the batch changes the last bits of a depth-1 answer (sums of padded or
+    larger arrays round differently), not where it ends, unless several optima are equal or the solve stops at rounding error.
 
     Starts are random, with two exceptions: "classwise", which "auto" takes for convex problems with K >= 150 and d >= K, starts
     at the best diagonal logits plus 1 % of noise, and "signs" (a sphere of d = 1) tries signs without a start.
@@ -239,6 +242,8 @@ def attempts(problem: Problem, wide: bool = True) -> int:
     dim = internal_dim(problem, wide)
     small = problem.constraint == "ridge" and (outputs_of(problem) + columns(problem)) * dim <= SMALL
     if problem.features == "nonnegative":
+        if problem.loss == "supcon":
+            return STARTS if problem.dim < problem.classes and columns(problem) * dim <= SMALL else 12
         return 4 if dim >= 2 * groups_of(problem) else STARTS if small else 12
     if problem.constraint == "sphere" and problem.loss != "supcon" and problem.dim < problem.classes - 1:
         return 8
@@ -289,11 +294,13 @@ class Run:
         slow = problems[0].features == "nonnegative"
         if slow and tries == STARTS and problems[0].dim < groups_of(problems[0]):
             objective = objective.select(torch.arange(count, device=x.device))
-            x, end = arrange(objective, x, tries, self.solver, self.steps, self.tol, prover(problems[0]))
+            labels = [labels_of(p) for p in problems] if problems[0].loss == "supcon" else None
+            x, end = arrange(objective, x, tries, self.solver, self.steps, self.tol, prover(problems[0]), labels)
             return self.improve(problems, seeds, objective, x, end, starts[0])
-        end = self.descend(objective, x, prover(problems[0]), slow)
+        owner = torch.arange(count, device=x.device).repeat(tries) if tries > 1 else None
+        end = self.descend(objective, x, prover(problems[0]), slow, owner)
         x = settle(objective, end)
-        values = objective.score(x)
+        values = objective.score(x).masked_fill(end["status"] == LEFT, torch.inf)
         # The lowest value wins; among values equal to rounding, a converged run.
         rank = torch.nan_to_num(values, nan=torch.inf).view(tries, count)
         close = rank <= rank.amin(0) + 1e-12 * rank.amin(0).abs()
@@ -318,10 +325,12 @@ class Run:
             found[i] = replace(found[i], method="classwise, newton")
         return found, narrow
 
-    def descend(self, objective: Objective, x: Tensor, prove: Prover | None, sublinear: bool) -> dict[str, Tensor]:
+    def descend(
+        self, objective: Objective, x: Tensor, prove: Prover | None, sublinear: bool, owner: Tensor | None
+    ) -> dict[str, Tensor]:
         """Return where the solver ends; what "classwise" leaves unfinished after `SHORT` iterations Newton's steps finish."""
         if self.name != "classwise" or self.steps <= SHORT:
-            return iterate(objective, self.solver, x, self.steps, self.tol, prove, sublinear)
+            return iterate(objective, self.solver, x, self.steps, self.tol, prove, sublinear, owner)
         end = iterate(objective, self.solver, x, SHORT, self.tol, prove)
         index = ((end["status"] == STEP_LIMIT) | (end["status"] == STALLED)).nonzero().squeeze(1)
         if len(index):
@@ -354,13 +363,19 @@ class Run:
 
     def cool(self, problems: list[Problem], x: Tensor) -> Tensor:
         """Lead points on the sphere to their temperature by halving it from 1, where the landscape is benign."""
-        if problems[0].constraint != "sphere":
-            return x
+        first = problems[0]
+        if first.constraint != "sphere" or (first.loss == "supcon" and attempts(first) == STARTS):
+            return x  # at high temperature all samples of this loss go to the axes, and no later one takes them away
         for stage in zip(*(temperatures(p) for p in problems), strict=True):
             warm = [p.replace(temperature=at) for p, at in zip(problems, stage, strict=True)]
             objective = objective_of(warm[0], reduce(warm, self.device))
             x = iterate(objective, self.solver, x, 200, COARSE)["x"]
         return x
+
+
+def labels_of(problem: Problem) -> Tensor:
+    """Return the class of every sample, (N,)."""
+    return torch.repeat_interleave(torch.arange(problem.classes), torch.as_tensor(problem.count_vector).long())
 
 
 def temperatures(problem: Problem) -> list[float]:
@@ -388,12 +403,15 @@ def finish(
     for i, (problem, seed) in enumerate(zip(problems, seeds, strict=True)):
         k, t, r = (int(s) for s in objective.reduced.sizes[i])
         bias = None if b is None else b[i, :k]
+        status = STATUS[codes[i]]
+        if status is Status.ZERO and not closed(proofs[i]):  # the first-order test proves it for convex losses only
+            status = Status.AT_ZERO
         parts = expand(problem, u[i, :k, :r], v[i, :t, :r], bias)
         out.append(
             Solution(
                 problem=problem,
                 loss=values[i],
-                status=STATUS[codes[i]],
+                status=status,
                 iterations=iterations[i],
                 gradient_norm=residuals[i],
                 method=method,

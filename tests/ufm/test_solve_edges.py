@@ -1,6 +1,7 @@
 """Edges of the parameter space: every solve ends converged, or with a status that says what happened; and many classes."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import ufm
 from ufm.errors import RequestError
-from ufm.loop import objective_of
+from ufm.loop import CERTIFIED, CONVERGED, STALLED, Attempts, iterate, objective_of
 from ufm.reduce import random_start, reduce
 from ufm.solve import method_for
 from ufm.solvers.classwise import Blocks
@@ -190,3 +191,38 @@ def test_ragged_batches_are_the_single_solves(loss, bias):
     ]
     for together, problem in zip(ufm.solve_many(problems), problems, strict=True):
         same(together, ufm.solve(problem))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"classes": 2, "dim": 1, "counts": 1, "loss": "mse"}, {"classes": 3, "dim": 1, "counts": 5, "loss": "ce"}]
+)
+def test_attempts_at_their_rounding_error_end_soon(monkeypatch, fields):
+    """At lambda 1e-8 the relative gradient cannot reach 1e-10: 48 attempts used to crawl for 2000 iterations each."""
+    walked = []
+
+    def counted(*args, **options):
+        end = iterate(*args, **options)
+        walked.append(int(end["iterations"].sum()))
+        return end
+
+    monkeypatch.setattr(sys.modules["ufm.solve"], "iterate", counted)
+    problem = ufm.Problem(**fields, lambda_w=1e-8, lambda_h=1e-8)
+    first, second = ufm.solve(problem), ufm.solve(problem)
+    # MSE at d = 1 fits one of two equal singular values: half of f(0) = 1/2, and c for the other to first order
+    assert first.loss == second.loss and torch.equal(first.W, second.W)
+    assert first.loss == pytest.approx({2: 0.25 + 1e-8, 3: 0.232081115311}[problem.classes], rel=1e-11)
+    assert sum(walked) < 2 * 48 * 500
+
+
+def test_attempts_leave_where_another_one_has_converged_or_is_proven():
+    attempts = Attempts(torch.tensor([0, 1, 2, 0, 1, 2]), torch.float64)
+    problem = ufm.Problem(2, 2, 1, lambda_w=0.1, lambda_h=0.1)
+    objective = objective_of(problem, reduce([problem] * 6))
+    x = torch.ones(6, objective.split_at[1], dtype=torch.float64)
+    x[4] += 1e-3
+    rows = torch.tensor([0, 1, 2])
+    attempts.ended(objective.select(rows), x[rows], rows, torch.tensor([CONVERGED, CONVERGED, STALLED]))
+    rest = torch.tensor([3, 4, 5])
+    assert attempts.needless(objective.select(rest), x[rest], rest).tolist() == [True, False, False]
+    attempts.ended(objective.select(rows[2:]), x[rows[2:]], rows[2:], torch.tensor([CERTIFIED]))
+    assert attempts.needless(objective.select(rest), x[rest], rest).tolist() == [True, False, True]

@@ -105,7 +105,8 @@ def test_non_negative_features_above_the_last_threshold_end_at_zero(K, counts, l
     problem = ufm.Problem(K, K + 3, counts, loss=loss, features="nonnegative", lambda_w=2 * lam, lambda_h=lam / 2, focal_gamma=2)
     solution = ufm.solve(problem)
     assert solution.loss == pytest.approx(np.log(K) * ((1 - 1 / K) ** 2 if loss == "focal" else 1), rel=1e-13)
-    assert solution.status is ufm.Status.ZERO
+    proven = solution.certificate.valid and solution.certificate.gap <= 1e-12
+    assert solution.status is (ufm.Status.ZERO if proven else ufm.Status.AT_ZERO) and (proven or loss == "focal")
     assert not solution.H.any() and not solution.W.any()
     assert loss == "focal" or abs(solution.certificate.gap) < 1e-13
 
@@ -121,3 +122,18 @@ def test_focal_minorities_below_their_threshold_are_revived(seed):
     solution = ufm.solve(problem, seed=seed)
     assert solution.loss == pytest.approx(ufm.predict(problem).loss, rel=1e-10)
     assert solution.H.norm(dim=1).min() > 0.1
+
+
+@pytest.mark.parametrize(
+    "fields, proven",
+    [
+        ({"classes": 10, "dim": 9, "counts": 10, "focal_gamma": 3.0, "lambda_w": 0.2, "lambda_h": 0.01}, False),
+        ({"classes": 10, "dim": 4, "counts": 1, "focal_gamma": 1.0, "lambda_w": 0.114, "lambda_h": 0.114}, False),
+        ({"classes": 2, "dim": 3, "counts": 1, "focal_gamma": 0.0, "lambda_w": 0.51, "lambda_h": 0.51}, True),
+    ],
+)
+def test_focal_zero_is_called_optimal_only_where_it_is_proven(fields, proven):
+    solution = ufm.solve(ufm.Problem(loss="focal", **fields))
+    assert float(solution.W.norm()) == float(solution.H.norm()) == 0
+    assert solution.status is (ufm.Status.ZERO if proven else ufm.Status.AT_ZERO)
+    assert solution.certificate.valid is proven

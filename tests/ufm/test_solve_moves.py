@@ -142,3 +142,27 @@ def test_the_lowest_are_kept_once_each():
     values = torch.tensor([3.0, 1.0, 1.0 + 1e-12, 2.0, torch.nan, 5.0, 4.0], dtype=torch.float64)
     owner = torch.tensor([0, 0, 0, 0, 0, 1, 1])
     assert lowest(values, owner, 2).tolist() == [1, 3, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "K, n, tau, places",
+    [
+        (3, 3, 0.245, [(1, 0), (0, 1), (1, 1)]),
+        (5, 3, 0.217, [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, 1, 1, 1)]),
+        (4, 5, 0.3, [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)]),
+    ],
+)
+def test_contrastive_features_in_one_dimension_too_few_put_a_class_in_the_middle(K, n, tau, places):
+    """The loss of that arrangement, sample by sample; other seeds used to end with two classes on one axis."""
+    h = np.repeat(np.array(places, dtype=float), n, axis=0)
+    h /= np.linalg.norm(h, axis=1, keepdims=True)
+    labels, s = np.repeat(np.arange(K), n), h @ h.T / tau
+    loss = 0.0
+    for i in range(K * n):
+        others = np.arange(K * n) != i
+        same = others & (labels == labels[i])
+        loss += (np.log(np.exp(s[i, others]).sum()) - s[i, same].mean()) / (K * n)
+    problem = ufm.Problem(K, K - 1, n, loss="supcon", constraint="sphere", temperature=tau, features="nonnegative")
+    for solution in ufm.solve_many([problem] * 4, seeds=range(4)):
+        assert solution.status is ufm.Status.CONVERGED and solution.loss == pytest.approx(loss, rel=1e-9)
+        assert "the gap is open" in solution.certificate.reason and "f* >= 0" in solution.certificate.reason

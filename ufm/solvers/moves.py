@@ -40,23 +40,35 @@ def arrange(
     steps: int,
     tol: float,
     prove: Callable[[Objective, Tensor], Tensor] | None,
+    labels: list[Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the best end points (B, P) of `starts` (tries B, P), moved on while that lowers them, and how they ended.
 
-    `objective` is that of the B problems; start i belongs to problem i modulo B.
+    `objective` is that of the B problems; start i belongs to problem i modulo B. `labels`, of every problem, say which samples
+    make up a class where they are what moves (supervised contrastive loss).
     """
+
+    def move(some: Objective, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+        if labels is None:
+            moved = neighbours(some, x)
+            owner = torch.arange(len(x), device=x.device).repeat_interleave(moved.shape[1])
+            return moved.flatten(0, 1), owner
+        parts = [contrastive_neighbours(v, labels[i]) for v, i in zip(some.units(x)[1], problems.tolist(), strict=True)]
+        counts = torch.tensor([len(part) for part in parts], device=x.device)
+        return torch.cat(parts), torch.arange(len(x), device=x.device).repeat_interleave(counts)
+
     short = min(SHORT, steps // 2)
 
     def best_of(some: Objective, x: Tensor, owner: Tensor, kept: int) -> tuple[Tensor, dict[str, Tensor]]:
         every = some.select(owner)
         rough = iterate(every, solver, x, short, ROUGH)
         x = settle(every, rough)
-        index = lowest(every.value(x), owner, kept)
+        index = lowest(every.score(x), owner, kept)
         last = every.select(index)
         end = iterate(last, solver, x[index], steps - short, tol, prove, sublinear=True)
         end["iterations"] += rough["iterations"][index]
         x = settle(last, end)
-        best = index_of_lowest(last.value(x), owner[index], some.batch)
+        best = index_of_lowest(last.score(x), owner[index], some.batch)
         return x[best], {name: part[best] for name, part in end.items()}
 
     count = objective.batch
@@ -67,11 +79,10 @@ def arrange(
     for _ in range(ROUNDS):
         if not len(left):
             break
-        some, value = objective.select(left), objective.select(left).value(x[left])
-        moved = neighbours(some, x[left])
-        owner = torch.arange(len(left), device=x.device).repeat_interleave(moved.shape[1])
-        new, again = best_of(some, moved.flatten(0, 1), owner, KEPT)
-        better = some.value(new) < value - LOWER * value.abs()
+        some, value = objective.select(left), objective.select(left).score(x[left])
+        moved, owner = move(some, x[left], left)
+        new, again = best_of(some, moved, owner, KEPT)
+        better = some.score(new) < value - LOWER * value.abs()
         left = left[better]
         x[left] = new[better]
         for name in end:
@@ -128,6 +139,32 @@ def neighbours(objective: Objective, x: Tensor) -> Tensor:
     if beta is not None:
         parts.append(beta.squeeze(2)[:, None].expand(-1, moved_u.shape[1], -1))
     return torch.cat(parts, 2)
+
+
+def contrastive_neighbours(v: Tensor, labels: Tensor) -> Tensor:
+    """Return all arrangements one move away from unit rows v (N, d): (M, N d); classes move whole, to one place each."""
+    dim, classes = v.shape[1], int(labels.max()) + 1
+    of = [labels == k for k in range(classes)]
+    places = [v[rows].mean(0) for rows in of]
+    moved = []
+
+    def add(*changes: tuple[int, Tensor]) -> None:
+        new = v.clone()
+        for k, place in changes:
+            new[of[k]] = place / place.norm()
+        moved.append(new)
+
+    for i, j in combinations(range(classes), 2):
+        add((i, places[j]), (j, places[i]))
+        add((i, places[j]))
+        add((j, places[i]))
+    for direction in _directions(dim).to(v):
+        for i in range(classes):
+            add((i, direction))
+    draws = stream(0, "moves")
+    some = sorted(draws.permutation(len(moved))[:MOST].tolist())
+    noise = torch.as_tensor(draws.normal(size=(len(some), *v.shape))).to(v)
+    return (torch.stack([moved[i] for i in some]) + NOISE * noise.abs()).flatten(1)
 
 
 def _directions(dim: int) -> Tensor:

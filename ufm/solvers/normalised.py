@@ -33,6 +33,10 @@ class Normalised(Objective):
         plain = self.log and type(reduced.loss) is CrossEntropy and reduced.targets.hard and reduced.targets.unit
         self.cold = plain and bool((self.scale.abs().amax() > COLD).item())
 
+    def rounding(self, x: Tensor) -> Tensor:
+        """Return 0, (B,): nothing divides `relative` by a small penalty."""
+        return x.new_zeros(len(x))
+
     def norms(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """Return x.d over the parts that share a norm: (B, K, 1) or (B, 1, 1) for U, (B, 1, T) or (B, 1, 1) for V."""
         raise NotImplementedError

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from ufm.certify import spectral_norm
+from ufm.losses.mse import MeanSquaredError
 from ufm.reduce import Reduced
 
+EPSILON = 2.0**-52
+NOISE = 4.0  # measured: the residual wanders up to twice its estimated rounding error
 SMALL = 1e-9  # c |x|^2 below this share of the loss at zero: time to ask whether zero is the optimum
 
 
@@ -135,6 +138,17 @@ class Objective:
         if self.bias_rate is not None:
             norm = torch.hypot(norm, g[:, j:].norm(dim=1) / self.reduced.bias_scale.squeeze(1))
         return norm / (self.c.squeeze(1) * x[:, :j].norm(dim=1)).clamp_min(1e-300)
+
+    def rounding(self, x: Tensor) -> Tensor:
+        """Return how uncertain `relative` is at x, (B,): epsilon times what is summed up, per c.
+
+        Against a hard target the residual of a probability is as exact as it is small; others are differences of order 1.
+        """
+        r = self.reduced
+        size = r.weight * self.scale.abs()
+        if r.targets.hard and not isinstance(r.loss, MeanSquaredError):
+            size = size * self.residual(self.logits(x)).abs() / r.weight.clamp_min(1e-300)
+        return NOISE * EPSILON * size.flatten(1).amax(1) / self.c.squeeze(1).clamp_min(1e-300)
 
     def line(self, x: Tensor, d: Tensor, z: Tensor | None = None) -> Line:
         """Return f along x + a d: the logits there are z0 + a z1 + a^2 z2, z0 = z where it is known."""
