@@ -124,7 +124,9 @@ class _Reader:
         cell = Cell(name, document["system"], str(folder), document["setting"], environment)
         sheets = sorted(folder.glob("cells*.jsonl"))
         if not seeds and not sheets:
-            self.excluded.append(Excluded(name, -1, "no seed folder and no cells: the run has not started"))
+            gone = (folder / MARKER).exists()
+            reason = "its cells.jsonl is missing" if gone else "no seed folder and no cells: the run has not started"
+            self.excluded.append(Excluded(name, -1, reason, self._remedy(folder, cell.system) if gone else ""))
         if seeds:
             self._read_seeds(cell, seeds)
         if sheets:
@@ -265,14 +267,14 @@ class _Reader:
 
     def _record(self, path: Path) -> dict[str, Any]:
         """Return the document, {} where the file is missing or, with a warning, where it is no JSON object."""
+        if not os.path.lexists(path):
+            return {}
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(files.read_bytes(path))
             if isinstance(document, dict):
                 return document
             raise ValueError
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, RecursionError) as error:
+        except (RunError, OSError, ValueError, RecursionError) as error:
             self.warnings.append(f"{path.parent.name}/{path.name}: not readable ({type(error).__name__})")
             return {}
 

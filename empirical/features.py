@@ -332,7 +332,7 @@ def _sized(model: nn.Module, example: Any, plan: Plan) -> tuple[tuple[Layer, ...
     features: dict[str, torch.Tensor] = {}
 
     def look(layer: Layer, raw: torch.Tensor) -> None:
-        if layer.pooling == "cls" and raw.ndim < 3:
+        if layer.pooling == "cls" and raw.ndim != 3:
             raise RequestError(f"layer {layer.name!r} has no tokens (shape {tuple(raw.shape[1:])}); leave ':cls' out")
         shapes[layer.name] = tuple(raw.shape[1:])
         features[layer.name] = pooled(raw, layer.pooling).clone()

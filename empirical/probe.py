@@ -100,7 +100,8 @@ def std(train: tuple[Tensor, Tensor], test: Tensor, classes: int, draw: np.rando
     """`raw` on coordinates of mean 0 and deviation 1 on train; constant coordinates are left out."""
     x = train[0].double()
     centre, scale = x.mean(0), x.std(0, correction=0)
-    live = scale > _rounding(train[0]) * x.abs().amax(0)
+    # The deviation of a constant coordinate is the rounding of its mean, which may be above that of its values.
+    live = (x.amax(0) > x.amin(0)) & (scale > _rounding(train[0]) * x.abs().amax(0))
     return raw((((x - centre) / scale)[:, live], train[1]), ((test.double() - centre) / scale)[:, live], classes, draw)
 
 

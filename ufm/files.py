@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -298,10 +299,10 @@ def read_bytes(path: Path) -> bytes:
         if error.errno in (errno.ELOOP, errno.EMLINK):
             raise RunError(f"{path} is a symbolic link; replace it by the file itself") from None
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RunError(f"{path} is not a regular file; replace it by the file itself")
     with open(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
-        if not mode & 0o170000 == 0o100000:
-            raise RunError(f"{path} is not a regular file; replace it by the file itself")
         return file.read()
 
 

@@ -1,6 +1,7 @@
 """Commands given runs that are damaged, or hold nothing: exit 1 with what to compute again, never the words of another case."""
 
 import json
+import os
 
 import pytest
 from synthetic_runs import ENVIRONMENT, write_training
@@ -85,3 +86,22 @@ def test_a_newer_format_asks_for_a_newer_version(run, tmp_path):  # noqa: F811
     (folder / "config.json").write_text(json.dumps({**document, "run_format": 999}))
     code, _, err = run("table", folder)
     assert code == 1 and err.splitlines()[-1].endswith("install a newer ufm")
+
+
+@pytest.mark.parametrize("file", ["config.json", "env.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_named_and_waited_for_by_nobody(run, tmp_path, monkeypatch, file, kind):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    folder, _ = make("runs", "single")
+    (folder / file).unlink(missing_ok=True)
+    (os.mkfifo if kind == "pipe" else os.mkdir)(folder / file)
+    code, out, err = run("table", str(folder))
+    assert code in (0, 1) and "Traceback" not in err and file in err, (code, err)
+
+
+def test_a_finished_sweep_without_its_cells_is_damaged_not_unstarted(run, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    folder, rows = make("runs", "single")
+    rows.unlink()
+    code, out, err = run("plot", "sweep", str(folder), "-o", "x.svg")
+    assert (code, out) == (1, "") and "its cells.jsonl is missing" in err and "not started" not in err and "delete" in err
