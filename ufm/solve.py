@@ -81,10 +81,7 @@ def solve_many(
     lr: float | None = None,
     device: str = "cpu",
 ) -> list[Solution]:
-    """Solve problems in batches, every one from its own start.
-
-    The same call gives the same bits. What else is in the batch changes the last bits of a depth-1 answer (sums of padded or
-    larger arrays round differently), not where it ends, unless several optima are equal or the solve stops at rounding error.
+    """Solve problems in batches, every one from its own start; at depth 1 a batch changes the last bits of an answer only.
 
     Starts are random, with two exceptions: "classwise", which "auto" takes for convex problems with K >= 150 and d >= K, starts
     at the best diagonal logits plus 1 % of noise, and "signs" (a sphere of d = 1) tries signs without a start.
