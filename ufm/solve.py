@@ -175,8 +175,6 @@ def method_for(problem: Problem, method: str) -> str:
         return method
     if problem.constraint == "ridge" and problem.penalty == 0 and problem.loss != "supcon":
         raise RequestError("lambda_w * lambda_h is 0: there is no optimum to find; use positive values, or method='gd'")
-    if problem.constraint == "ball" and problem.features == "nonnegative":
-        raise RequestError("constraint='ball' with features='nonnegative' is not solved; use constraint='ridge'")
     if problem.constraint == "sphere" and problem.dim == 1:
         if method != "auto":
             raise RequestError(f"method {method!r} follows gradients, and unit vectors of dim=1 are signs; use method='auto'")

@@ -226,3 +226,17 @@ def test_attempts_leave_where_another_one_has_converged_or_is_proven():
     assert attempts.needless(objective.select(rest), x[rest], rest).tolist() == [True, False, False]
     attempts.ended(objective.select(rows[2:]), x[rows[2:]], rows[2:], torch.tensor([CERTIFIED]))
     assert attempts.needless(objective.select(rest), x[rest], rest).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("problem", [
+    ufm.Problem(3, 3, 5, constraint="ball", features="nonnegative"),
+    ufm.Problem(3, 6, (12, 7, 3), constraint="ball", features="nonnegative", energy_w=2.0, energy_h=0.5),
+    ufm.Problem(5, 8, 4, loss="smoothing", constraint="ball", features="nonnegative", energy_w=3.0, energy_h=3.0),
+], ids=["balanced", "imbalanced", "smoothing"])  # fmt: skip
+def test_non_negative_features_in_a_ball_reach_the_prediction_within_both_budgets(problem):
+    found, said = ufm.solve(problem, seed=3), ufm.predict(problem)
+    assert said.applies and found.status.ok
+    np.testing.assert_allclose(found.loss, said.loss, rtol=1e-9)
+    assert found.H.min() >= 0
+    assert float((found.W**2).sum()) / problem.classes <= problem.energy_w * (1 + 1e-9)
+    assert float((found.H**2).sum()) / problem.classes <= problem.energy_h * (1 + 1e-9)  # the mean over classes
