@@ -89,4 +89,4 @@ def _pixels(model: str, shape: tuple[int, ...]) -> int:
     pixels = math.prod(shape[1:])
     if model.startswith("vit"):
         return min(pixels, 16 * TOKENS)
-    return pixels if min(shape[1:]) < LARGE or model.startswith("vgg") else pixels // 16
+    return pixels if min(shape[1:], default=0) < LARGE or model.startswith("vgg") else pixels // 16
