@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from empirical.epoch import layer_rows
-from empirical.npz import read_npz
+from empirical.npz import read_npz, readable
 from empirical.store import SHARE, check_classes, free_memory
 from empirical.tensors import head_arrays, layer_tensors
 from ufm.errors import RequestError
@@ -85,18 +85,10 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         raise RequestError(f"{path}: no such file; give a .safetensors or .npz file with the keys {', '.join(NEEDED)}")
     if path.suffix not in (".safetensors", ".npz"):
         raise RequestError(f"{path}: unknown format {path.suffix!r}; write the features as .safetensors or .npz")
-    try:
-        if path.suffix == ".npz":
-            return {key: torch.from_numpy(array) for key, array in read_npz(path, lambda size: _check_size(path, size)).items()}
+    if path.suffix == ".npz":
+        return {key: torch.from_numpy(array) for key, array in read_npz(path, lambda size: _check_size(path, size)).items()}
+    with readable(path):
         return _read_safetensors(path)
-    except RequestError:
-        raise
-    except PermissionError:
-        raise RequestError(f"{path}: permission denied; make the file readable") from None
-    except MemoryError:
-        raise RequestError(f"{path}: its arrays do not fit into memory; store fewer samples or layers") from None
-    except Exception as error:  # the library raises its own types for damaged files, and anything in between
-        raise RequestError(f"{path}: not a readable {path.suffix[1:]} file ({type(error).__name__}); write it again") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +18,29 @@ def read_npz(path: Path, check_size: Callable[[int], None], keys: Collection[str
     Long doubles become float64, unsigned integers of more than a byte int64. `check_size` is given the unpacked bytes and raises
     what is too much. RequestError, one line, for everything that is not a whole file of real numbers.
     """
+    with readable(path), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if len(set(names)) != len(names) or not all(name.endswith(".npy") for name in names):
+            raise RequestError(f"{path}: holds something other than arrays with distinct names; write it with numpy.savez")
+        wanted = [m for m in members if keys is None or m.filename.removesuffix(".npy") in keys]
+        check_size(sum(member.file_size for member in wanted))
+        return {member.filename.removesuffix(".npy"): _member(path, archive, member) for member in wanted}
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Refuse in one line what cannot be read inside: zipfile, zlib, numpy and others raise their own types for damaged files."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            names = [member.filename for member in members]
-            if len(set(names)) != len(names) or not all(name.endswith(".npy") for name in names):
-                raise RequestError(f"{path}: holds something other than arrays with distinct names; write it with numpy.savez")
-            wanted = [m for m in members if keys is None or m.filename.removesuffix(".npy") in keys]
-            check_size(sum(member.file_size for member in wanted))
-            return {member.filename.removesuffix(".npy"): _member(path, archive, member) for member in wanted}
+        yield
     except RequestError:
         raise
     except PermissionError:
         raise RequestError(f"{path}: permission denied; make the file readable") from None
     except MemoryError:
         raise RequestError(f"{path}: its arrays do not fit into memory; store fewer samples") from None
-    except Exception as error:  # zipfile, zlib, lzma, struct and numpy raise their own types for damaged files
-        raise RequestError(
-            f"{path}: not a readable .npz file ({type(error).__name__}); write it again with numpy.savez"
-        ) from None
+    except Exception as error:
+        raise RequestError(f"{path}: not a readable {path.suffix} file ({type(error).__name__}); write it again") from None
 
 
 def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
