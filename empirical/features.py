@@ -25,30 +25,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from empirical.trace import Call, Flow, first_tensor, kind_of, trace
+from empirical.finder import TAKEN, Finder, Layer, find_classifier, has_matrix
+from empirical.trace import first_tensor, kind_of, trace
 from ufm.errors import RequestError, RunError
-from ufm.tables import suggest
 
-KEYS = ("input", "penultimate", "logits")
-POOLINGS = ("flat", "cls")
-TAKEN = frozenset((*KEYS, "network"))  # "network" is what rows of the whole network say in the place of a layer
 LARGEST_INPUT = 10_000  # "all" leaves a larger input out: its features would be the data set over again
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """Where one layer's features are taken, and how they become an (n, d) matrix."""
-
-    name: str
-    path: str  # of the module; "" for the network itself
-    call: int  # the how-many-th call of the module
-    side: str  # "read" or "returned"
-    follow: int  # how many norm and activation operations after it belong to it
-    pooling: str  # "none", "space", "tokens", "flat" or "cls"
-    shape: tuple[int, ...] = ()  # of one sample, before pooling
-    dim: int = 0  # after pooling
-    module: str = ""
-    after: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +114,7 @@ def plan_layers(model: nn.Module, example: Any, layers: str | Sequence[str] = "l
         outputs = flow.output[1]
         if outputs < 2:
             raise RequestError("the network returns one logit; measures need one per class: return two")
-        finder = _Finder(model, flow, _find_classifier(model, flow, outputs, classifier))
+        finder = Finder(model, flow, find_classifier(model, flow, outputs, classifier))
         names = _names(finder, layers, example)
         plan = Plan(tuple(finder.layer(name) for name in names), finder.classifier, outputs)
         sized, features = _sized(model, example, plan)
@@ -153,8 +134,9 @@ def list_layers(model: nn.Module, example: Any, classifier: str | None = None) -
     with evaluating(model):
         flow = trace(model, example)
     chosen = every.names
-    twins = [name for name in _Finder(model, flow, every.classifier).blocks if name not in chosen]
-    inner = [c.path for c in flow.calls if _has_matrix(model.get_submodule(c.path)) and c.path not in {*chosen, *TAKEN}]
+    twins = [name for name in Finder(model, flow, every.classifier).blocks if name not in chosen]
+    modules, known = dict(model.named_modules()), {*chosen, *TAKEN}
+    inner = [c.path for c in flow.calls if has_matrix(modules[c.path]) and c.path not in known]
     plan = plan_layers(model, example, [*chosen, *dict.fromkeys([*twins, *inner])], classifier)
     notes = {
         "penultimate": f"input of {plan.classifier}, the classifier",
@@ -187,128 +169,7 @@ def classifier_weight(model: nn.Module, plan: Plan) -> tuple[torch.Tensor | None
     return weight.detach(), bias.detach() if isinstance(bias, torch.Tensor) else None
 
 
-def _has_matrix(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, torch.Tensor) and weight.ndim >= 2
-
-
-def _find_classifier(model: nn.Module, flow: Flow, outputs: int, named: str | None) -> str | None:
-    """Return the path of the named classifier, or of the last linear layer that could have made the logits."""
-    paths = [c.path for c in flow.calls if c.path]
-    if named is not None:
-        if named not in paths:
-            raise RequestError(f"classifier {named!r} is not a module that the network calls; {suggest(named, paths)}")
-        return named
-    linear = []
-    for call in flow.calls:
-        weight = getattr(model.get_submodule(call.path), "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.ndim == 2 and weight.shape[0] == outputs and call.read is not None:
-            linear.append(call)
-    final = [c for c in linear if c.returned == flow.sink]
-    return (final or linear)[-1].path if linear else None
-
-
-class _Finder:
-    """Turns layer names into Layers, on one traced network."""
-
-    def __init__(self, model: nn.Module, flow: Flow, classifier: str | None) -> None:
-        self.model, self.flow, self.classifier = model, flow, classifier
-        self.last: dict[str, Call] = {c.path: c for c in flow.calls}
-        self.blocks = self._blocks()
-
-    def layer(self, name: str) -> Layer:
-        base, _, pooling = name.rpartition(":")
-        if not base:
-            base, pooling = name, ""
-        if pooling and pooling not in POOLINGS:
-            raise RequestError(f"layer {name!r}: unknown pooling {pooling!r}; use {base}, {base}:flat or {base}:cls")
-        if base == "input":
-            return Layer(name, "", 1, "read", 0, pooling or "flat", module="input")
-        if base == "logits":
-            return Layer(name, "", 1, "returned", 0, pooling or "flat", module="output")
-        if base == "penultimate":
-            if self.classifier is None:
-                raise RequestError("no linear layer makes this network's logits; name the classifier's module path")
-            call = self.last[self.classifier]
-            kind = f"input of {self._type(self.classifier)}"
-            return Layer(name, call.path, call.index, "read", 0, pooling or self._pooling(call), module=kind)
-        if base == "network":
-            raise RequestError("layer 'network' is the name of what concerns the whole network; name a module inside it")
-        if base not in self.last or not base:
-            raise RequestError(f"unknown layer {base!r}; {self._suggest(base)}")
-        call = self.last[base]
-        after = self._after(call)
-        names = tuple(self.flow.names[node] for node in after)
-        follow = len(after)
-        return Layer(
-            name, base, call.index, "returned", follow, pooling or self._pooling(call), module=self._type(base), after=names
-        )
-
-    def _type(self, path: str) -> str:
-        return type(self.model.get_submodule(path)).__name__
-
-    def _after(self, call: Call) -> list[int]:
-        """What belongs to a layer with a weight matrix; containers and norms stand for what they return."""
-        module = self.model.get_submodule(call.path)
-        if not _has_matrix(module) or call.path == self.classifier:
-            return []
-        return self.flow.following(call.returned)
-
-    def _suggest(self, name: str) -> str:
-        """Known names without the thousand inner paths of a large network, but a near miss among those is found."""
-        known = [*KEYS, *self.blocks]
-        hint = suggest(name, self.last).partition("known: ")[0]
-        return hint + suggest(name, known).partition("known: ")[2].join(("known: ", "")) if hint else suggest(name, known)
-
-    def _pooling(self, call: Call) -> str:
-        """How the maps of this module are averaged; channels come first unless the module knows only token layers."""
-        if len(call.shape) <= 2:
-            return "none"
-        inside = list(self.model.get_submodule(call.path).modules())
-        conv = any(isinstance(m, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)) for m in inside)
-        token = any(isinstance(m, (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention)) for m in inside)
-        if conv:
-            return "space"
-        return "tokens" if token or len(call.shape) == 3 else "space"
-
-    def _blocks(self) -> list[str]:
-        """One name per point that every path crosses and that a weight matrix lies before: the block boundaries."""
-        flow, blocks, weighted = self.flow, [], False
-        cuts = flow.cuts()
-        if not cuts:  # an operation that torch cannot report broke the graph: fall back on the order of execution
-            paths = [path for path in self.last if path and path not in TAKEN and path != self.classifier]
-            return [path for path in paths if _has_matrix(self.model.get_submodule(path))]
-        for before, node in zip([0, *cuts], cuts, strict=False):
-            weighted |= any(flow.weighted[before + 1 : node + 1])
-            if not weighted or flow.following(node) or node == flow.sink:
-                continue
-            name = self._name(node)
-            if name and name != self.classifier:
-                blocks.append(name)
-                weighted = False
-        return blocks
-
-    def _name(self, node: int) -> str | None:
-        """The innermost container that returns this node, else the weighted layer whose block ends there."""
-        whole, leaf = [], []
-        for call in self.last.values():
-            module = self.model.get_submodule(call.path)
-            if not call.path or call.path in TAKEN or self.flow.sink == node:
-                continue
-            if call.returned == node and not _has_matrix(module) and any(_has_matrix(m) for m in module.modules()):
-                whole.append(call.path)
-            elif ([call.returned, *self._after(call)])[-1] == node and _has_matrix(module):
-                leaf.append(call.path)
-        innermost = max(whole, key=lambda path: path.count("."), default=None)
-        return innermost or (leaf[-1] if leaf else self._returning(node))
-
-    def _returning(self, node: int) -> str | None:
-        """A norm or activation module that returns this node (after a sum at top level, say)."""
-        found = [c.path for c in self.last.values() if c.path and c.path not in TAKEN and c.returned == node]
-        return found[0] if found else None
-
-
-def _names(finder: _Finder, layers: str | Sequence[str], example: Any) -> list[str]:
+def _names(finder: Finder, layers: str | Sequence[str], example: Any) -> list[str]:
     if isinstance(layers, str):
         if layers == "last":
             return ["penultimate"]
@@ -374,9 +235,11 @@ class Taps:
         self.following = _Following(self._give)
 
     def __enter__(self) -> Taps:
-        for path in {layer.path for layer in self.plan.layers}:
+        at: dict[str, list[Layer]] = {}
+        for layer in self.plan.layers:
+            at.setdefault(layer.path, []).append(layer)
+        for path, here in at.items():
             module = self.model.get_submodule(path)
-            here = [layer for layer in self.plan.layers if layer.path == path]
             self.handles.append(module.register_forward_pre_hook(self._before(here), with_kwargs=True))
             self.handles.append(module.register_forward_hook(self._after(here)))
         return self

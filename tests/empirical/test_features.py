@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from empirical import finder
 from empirical.features import Taps, classifier_weight, evaluating, list_layers, plan_layers, pooled
+from empirical.trace import Flow
 from ufm.errors import RequestError, RunError
 
 
@@ -326,3 +328,27 @@ def test_an_operation_torch_cannot_report_falls_back_on_the_order():
     found = take(model, x, "all")
     assert list(found) == ["input", "a", "penultimate", "logits"]
     torch.testing.assert_close(found["a"], torch.relu(model.a(x)).detach())
+
+
+def test_the_work_of_naming_layers_grows_with_their_number(monkeypatch):
+    asked = []
+
+    def counted(function):
+        def count(*given):
+            asked.append(function)
+            return function(*given)
+
+        return count
+
+    monkeypatch.setattr(nn.Module, "get_submodule", counted(nn.Module.get_submodule))
+    monkeypatch.setattr(Flow, "following", counted(Flow.following))
+    monkeypatch.setattr(finder, "has_matrix", counted(finder.has_matrix))
+
+    def work(depth):
+        asked.clear()
+        blocks = [nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(depth)]
+        rows = list_layers(nn.Sequential(*blocks, nn.Linear(3, 2)), torch.randn(2, 3))
+        assert len(rows) == 2 * depth + 4  # input, blocks, their linear layers, penultimate, classifier, logits
+        return len(asked)
+
+    assert work(80) < 2.2 * work(40)  # of all pairs of layers it would be four times as many
