@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from empirical.data import DATASETS
 from empirical.models import TIMM, check_name
 from ufm.errors import RequestError
 from ufm.spec import option
 from ufm.tables import find
+
+if TYPE_CHECKING:
+    from empirical.data.source import Request
 
 VERSION = 1  # of the definition: raised when the same setting would give other numbers
 # Options that came after the first runs: at these values they stay out of the setting, so that those runs keep their folders.
@@ -118,6 +121,18 @@ class Experiment:
     def moments(self) -> dict[str, str]:
         """Flag -> when the network is looked at, each as `empirical.schedule.measuring_steps` reads it."""
         return {"--measure-at": self.measure_at}
+
+    def data_request(self) -> Request:
+        """Return what the data set is asked for; a study whose data has further options adds them."""
+        from empirical.data.source import Request
+
+        return Request(
+            test_per_class=self.test_per_class,
+            classes=self.classes,
+            input_dim=self.input_dim,
+            signal=self.signal,
+            noise=self.noise,
+        )
 
     def setting(self) -> dict[str, Any]:
         """Return what identifies the training, for the run folder's hash."""

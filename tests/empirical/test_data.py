@@ -15,7 +15,7 @@ from empirical.data.source import Request, Source, check
 from empirical.data.split import Split
 from ufm.errors import RequestError
 
-OFFLINE = ["digits", "mnist5k", "photos", "mnist1d", "gaussian", "interpolation"]
+OFFLINE = ["digits", "mnist5k", "photos", "mnist1d", "gaussian", "interpolation", "moons", "coloured-digits", "coloured-mnist5k"]
 
 
 @pytest.mark.parametrize("name", OFFLINE)
