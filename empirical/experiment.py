@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from empirical.data import DATASETS
-from empirical.models import TIMM, check_name
+from empirical.models import HEADS, TIMM, check_name
 from ufm.errors import RequestError
 from ufm.spec import option
 from ufm.tables import find
@@ -59,7 +59,7 @@ class Experiment:
     )
     depth: int | None = option(None, "hidden layers (mlp 4; convnet: blocks, 3)", kind="int", low=0, high=1000, grid=True)
     norm: str = option("batch", "normalisation", choices=("batch", "none"))
-    head: str = option("linear", "classifier: linear, fixed ETF, or several linear maps", choices=("linear", "etf", "deep"))
+    head: str = option("linear", "classifier: linear, fixed at a simplex ETF or a polygon, or several maps", choices=HEADS)
     head_depth: int = option(1, "linear maps of a deep head, the classifier included", low=1, high=100, grid=True)
     head_activation: str = option("linear", "between the maps of a deep head: nothing, or relu", choices=("linear", "relu"))
     bias: bool = option(True, "a bias in the classifier")
@@ -133,6 +133,11 @@ class Experiment:
             signal=self.signal,
             noise=self.noise,
         )
+
+    @property
+    def recipe(self) -> str:
+        """ "module:object" of the `empirical.training.Recipe` of a study that trains in a way of its own; "" for the others."""
+        return ""
 
     def setting(self) -> dict[str, Any]:
         """Return what identifies the training, for the run folder's hash."""

@@ -81,7 +81,7 @@ class Stack:
         self.optimizer = optimizer_on(self.experiment, stacked)
         self.rows = torch.arange(len(self.trainings), device=self.device)[:, None]
         self.inputs = _shared([t.train.inputs for t in self.trainings])
-        self.labels = torch.stack([t.train.labels for t in self.trainings])
+        self.targets = torch.stack([t.targets for t in self.trainings])
         self.step = first.step  # steps done, by all that have not diverged
         self.statuses: list[str | None] = [None] * len(self.trainings)  # of those that have
         self._load_optimizer()
@@ -98,7 +98,7 @@ class Stack:
         return drawn.to(self.device)  # in one transfer
 
     def batch(self, order: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Return (inputs (S, B, ...), labels (S, B)) of the places first..last of the order."""
+        """Return (inputs (S, B, ...), targets (S, B, ...)) of the places first..last of the order."""
         chosen = order[:, first:last]
         inputs = self.inputs[0 if len(self.inputs) == 1 else self.rows, chosen]
         if self.experiment.augment != "none":
@@ -110,24 +110,24 @@ class Stack:
             )
         elif self.trainings[0].train.mean is not None:
             inputs = torch.stack([t.train.prepare(own) for t, own in zip(self.trainings, inputs, strict=True)])
-        return inputs.contiguous(), self.labels[self.rows, chosen]
+        return inputs.contiguous(), self.targets[self.rows, chosen]
 
-    def losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
+    def losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return each network's loss on its own batch, (S,)."""
-        objective = self.trainings[0].objective
+        minimised = self.trainings[0].minimised
 
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return objective(functional_call(self.base, (parameters, buffers), (x,)), y)
+            return minimised(functional_call(self.base, (parameters, buffers), (x,)), y)
 
-        return vmap(one, randomness="different")(self.parameters, self.buffers, inputs, labels)
+        return vmap(one, randomness="different")(self.parameters, self.buffers, inputs, targets)
 
     def take_step(self, order: Tensor) -> Tensor:
         """Do one step of every network; return the losses before it, (S,), detached."""
         set_step_size(self)
         first, last = self.clock.bounds(self.step % self.clock.per_epoch)
-        inputs, labels = self.batch(order, first, last)
+        inputs, targets = self.batch(order, first, last)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.losses(inputs, labels)
+        losses = self.losses(inputs, targets)
         losses.sum().backward()
         self.optimizer.step()
         self.step += 1

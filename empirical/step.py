@@ -57,7 +57,7 @@ def take_step(training: Training, indices: Tensor) -> Tensor:
     """
     first, last = training.team.share(len(indices))
     weight = (last - first) / len(indices)
-    inputs, labels = batch_of(training, indices, first, last)
+    inputs, targets = batch_of(training, indices, first, last)
 
     def loss_of() -> Tensor:
         if training.experiment.precision == "float32":
@@ -66,7 +66,7 @@ def take_step(training: Training, indices: Tensor) -> Tensor:
             with torch.autocast(training.device.type, dtype=torch.bfloat16):
                 logits = training.forward(inputs)
         # an empty share still takes part in the sums over processes
-        return training.objective(logits.float(), labels) if last > first else logits.sum() * 0
+        return training.minimised(logits.float(), targets) if last > first else logits.sum() * 0
 
     if isinstance(training.optimizer, LBFGS):
         return _quasi_newton_step(training, loss_of)
@@ -78,18 +78,18 @@ def take_step(training: Training, indices: Tensor) -> Tensor:
 
 
 def batch_of(training: Training, indices: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Return (inputs as the network takes them, labels) of the places first..last of the batch `indices`, augmented if asked."""
+    """Return (inputs as the network takes them, targets) of the places first..last of the batch `indices`, augmented if asked."""
     own = indices[first:last]
+    targets = training.targets[own]
     if training.experiment.augment == "none":
-        inputs, labels = training.train.batch(own)
+        inputs = training.train.prepare(training.train.inputs[own])
     else:
         place = training.step % training.clock.per_epoch * training.clock.batch + first
         draws = draws_of(training).at(place, place + last - first)
-        raw, labels = training.train.inputs[own], training.train.labels[own]
-        inputs = training.train.prepare(crop_flip(raw, draws))
+        inputs = training.train.prepare(crop_flip(training.train.inputs[own], draws))
     if inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return inputs, labels
+    return inputs, targets
 
 
 def draws_of(training: Training) -> Draws:

@@ -19,6 +19,34 @@ from empirical.optimise import optimizer_of
 from empirical.schedule import Clock, due_steps, learning_rate
 from ufm.errors import RequestError
 from ufm.seeds import stream
+from ufm.tables import Entry, load
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a study trains in a way of its own; a network is measured in eval mode and by the experiment's loss all the same.
+
+    network: (network, experiment, train, seed) -> what is trained in the place of this untrained network.
+    targets: (train, experiment, seed) -> what the loss is told of each train sample, (N, ...), instead of its label.
+    loss: (experiment, train) -> the mean loss of (outputs in training mode (n, ...), targets (n, ...)).
+    """
+
+    network: Callable[[nn.Module, Experiment, Split, int], nn.Module]
+    targets: Callable[[Split, Experiment, int], Tensor]
+    loss: Callable[[Experiment, Split], Loss]
+
+
+def _objective_of(experiment: Experiment, train: Split) -> Loss:
+    return objective(experiment.loss, experiment.smoothing, experiment.focal_gamma)
+
+
+PLAIN = Recipe(lambda network, *_: network, lambda train, *_: train.labels, _objective_of)
+
+
+def recipe_of(experiment: Experiment) -> Recipe:
+    """Return the recipe that the experiment names, or the plain one."""
+    name = experiment.recipe
+    return load({name: Entry(name, "")}, name, "recipe") if name else PLAIN
 
 
 @dataclass
@@ -33,7 +61,9 @@ class Training:
     info: dict[str, Any]
     network: nn.Module
     forward: Callable[[Tensor], Tensor]  # the network, compiled where that was asked for
-    objective: Loss
+    objective: Loss  # of logits and labels, as measured
+    minimised: Loss  # of outputs in training mode and targets
+    targets: Tensor  # of the train samples
     optimizer: Optimizer
     clock: Clock
     due: tuple[int, ...]  # steps after which the network is measured
@@ -101,7 +131,7 @@ def build_network(experiment: Experiment, train: Split, seed: int) -> nn.Module:
     network = models.build(e.model, architecture, seed)
     if e.init_scale is not None:
         models.scale_weights(network, e.init_scale)
-    return network
+    return recipe_of(e).network(network, e, train, seed)
 
 
 def check_data(experiment: Experiment, train: Split, test: Split, processes: int) -> Clock:
@@ -121,6 +151,7 @@ def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
     due = due_steps(experiment.moments, clock)
     network = network.to(device)
     train, test = train.to(device), test.to(device).baked()
+    recipe = recipe_of(experiment)
     if experiment.augment == "none":  # what is padded with black must still be raw
         train = train.baked()
     if train.inputs.ndim == 4:
@@ -139,7 +170,9 @@ def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
         info=info,
         network=network,
         forward=_compiled(forward, experiment) if experiment.compile else forward,
-        objective=objective(experiment.loss, experiment.smoothing, experiment.focal_gamma),
+        objective=_objective_of(experiment, train),
+        minimised=recipe.loss(experiment, train),
+        targets=recipe.targets(train, experiment, seed),
         optimizer=optimizer_of(experiment, network),
         clock=clock,
         due=due,
