@@ -85,4 +85,22 @@ SYSTEMS: dict[str, Entry] = {
         "depth 1, ce or mse, one-hot labels, penalties may be zero",
         "mixon2020",
     ),
+    "benign": Entry(
+        "ufm.systems.benign:SYSTEM",
+        "two-layer convolutional networks on a signal and a noise patch: when overfitting is benign",
+        "two patches, one signal, Gaussian noise, fixed output weights, full-batch gradient descent",
+        "cao2022",
+    ),
+    "starvation": Entry(
+        "ufm.systems.starvation:SYSTEM",
+        "features of different strength in a linearised model: what a strong one takes from a weak one",
+        "two classes, logistic loss; ridge, or the penalty of spectral decoupling on the logits",
+        "pezeshki2020",
+    ),
+    "shallow": Entry(
+        "ufm.systems.shallow:SYSTEM",
+        "two-layer ReLU networks in training beside the laws of their kernel regime",
+        "squared error, summed over samples; the laws hold as the width grows",
+        "razborov2022",
+    ),
 }

@@ -1,0 +1,72 @@
+"""`benign`: a two-layer convolutional network on a signal patch and a noise patch. Options and checks only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ufm.errors import RequestError
+from ufm.spec import option
+from ufm.systems import Cost, System
+
+INITS = ("fixed", "fan_in")
+LARGE = 1e100  # so that squares stay finite
+MOST_STEPS = 10_000_000
+MOST = 5_000  # vectors (samples, filters): their Gram matrix is kept
+
+
+@dataclass(frozen=True)
+class Benign:
+    """The options of one cell."""
+
+    samples: int = option(20, "n, training points, >= 1", low=1, high=MOST, grid=True)
+    dim: int = option(1000, "d, dimension of a patch, >= 2; costs nothing", low=2, grid=True)
+    signal: float = option(5.0, "norm of the signal mu, >= 0", low=0, high=LARGE, grid=True)
+    noise: float = option(1.0, "sigma, deviation of each coordinate of the noise, > 0", low=0, strict=True, high=LARGE, grid=True)
+    orthogonal: bool = option(False, "noise orthogonal to mu")
+    filters: int = option(10, "m, filters of each sign", low=1, high=MOST, grid=True)
+    q: float = option(1.0, "activation max(0, z)^q, q >= 1: 1 is ReLU", low=1, high=10, grid=True)
+    flip: float = option(0.0, "p, share of flipped labels, in train and test, 0 <= p < .5", low=0, high=0.499999, grid=True)
+    output: float = option(
+        None, "weight of each filter in the output, > 0 [default: 1/m]", kind="float", low=0, strict=True, high=LARGE, grid=True
+    )
+    init: str = option("fixed", "standard deviation of the start: --init-scale, or --init-scale / sqrt(d)", choices=INITS)
+    init_scale: float = option(0.01, "sigma_0 of the Gaussian start, > 0", low=0, strict=True, high=LARGE, grid=True)
+    lr: float = option(0.1, "step size of full-batch gradient descent, > 0", low=0, strict=True, high=LARGE, grid=True)
+    steps: int = option(100, "steps (epochs) of gradient descent", low=0, high=MOST_STEPS, grid=True)
+    clip: bool = option(True, "with q > 2, shorten steps in which a pre-activation would more than double")
+    test_points: int = option(1000, "directions that the test error is averaged over; lengths are integrated", low=10, high=10**7)
+
+
+def check(spec: Benign) -> Cost:
+    """Return what a cell costs; RequestError where the numbers of a cell cannot go together."""
+    rows, columns = 2 * spec.filters, spec.samples + 1
+    if rows + columns > MOST:
+        raise RequestError(
+            f"--samples {spec.samples} and 2 x --filters {spec.filters} are {rows + columns - 1} vectors; at most {MOST - 1} "
+            "fit one Gram matrix: use fewer"
+        )
+    step = rows * columns * (1e-8 + 1.5e-10 * columns) + 1e-6
+    law = spec.test_points * (1.5e-7 + rows * (3e-9 + 2e-10 * rows)) + 3e-7 * rows**2
+    # Projections, coefficients, gradient and their temporaries; Gram matrices; the draw.
+    memory = 9 * rows * columns + 3 * columns**2 + 6 * rows**2 + 3 * (rows + columns) ** 2
+    draws = spec.test_points * rows  # several cells share a slice of `ufm.systems.benign_net.TOGETHER`
+    memory += 5 * draws if draws > 600_000 else 10_000
+    return Cost(seconds=2e-4 + spec.steps * step + law, memory=8.0 * memory)
+
+
+SYSTEM = System(
+    name="benign",
+    summary="a two-layer convolutional network on a signal and a noise patch: when is fitting the noise harmless?",
+    spec=Benign,
+    check="ufm.systems.benign:check",
+    simulate="ufm.systems.benign_run:simulate",
+    predict="ufm.systems.benign_run:predict",
+    columns=("loss", "measures.train_error", "measures.clean_error", "measures.test_error", "variable", "side", "status"),
+    predict_columns=("prediction", "variable_name", "variable", "border", "test_error", "reference", "reason"),
+    naming=("q", "samples", "dim"),
+    examples=(
+        ("ufm simulate benign --dim 100:1090:34 --signal 0:9.9:34 --flip .1", "4 s"),
+        ("ufm simulate benign --q 3 --orthogonal --signal 2:30:15 --steps 500 --seeds 0:5", "3 s"),
+    ),
+    reference=("cao2022", "kou2023"),
+)
