@@ -64,6 +64,12 @@ REFERENCES: dict[str, dict[str, str]] = {
         "eprint": "2202.06526",
         "venue": "Advances in Neural Information Processing Systems",
     },
+    "cho2009": {
+        "title": "Kernel Methods for Deep Learning",
+        "author": "Youngmin Cho and Lawrence K. Saul",
+        "year": "2009",
+        "venue": "Advances in Neural Information Processing Systems",
+    },
     "dang2023": {
         "title": "Neural Collapse in Deep Linear Networks: From Balanced to Imbalanced Data",
         "author": "Hien Dang and Tho Tran and Stanley Osher and Hung Tran-The and Nhat Ho and Tan Nguyen",
@@ -95,6 +101,18 @@ REFERENCES: dict[str, dict[str, str]] = {
         "author": "J. R. Dormand and P. J. Prince",
         "year": "1980",
         "venue": "Journal of Computational and Applied Mathematics",
+    },
+    "du2018": {
+        "title": "Gradient Descent Provably Optimizes Over-parameterized Neural Networks",
+        "author": "Simon S. Du and Xiyu Zhai and Barnabas Poczos and Aarti Singh",
+        "year": "2018",
+        "eprint": "1810.02054",
+    },
+    "elkaroui2010": {
+        "title": "The spectrum of kernel random matrices",
+        "author": "Noureddine El Karoui",
+        "year": "2010",
+        "venue": "The Annals of Statistics",
     },
     "fang2021": {
         "title": "Exploring deep neural networks via layer-peeled model: Minority collapse in imbalanced training",
@@ -181,6 +199,12 @@ REFERENCES: dict[str, dict[str, str]] = {
         "author": "Like Hui and Mikhail Belkin and Preetum Nakkiran",
         "year": "2022",
         "eprint": "2202.08384",
+    },
+    "jacot2018": {
+        "title": "Neural Tangent Kernel: Convergence and Generalization in Neural Networks",
+        "author": "Arthur Jacot and Franck Gabriel and Cl{\\'e}ment Hongler",
+        "year": "2018",
+        "eprint": "1806.07572",
     },
     "jacot2023": {
         "title": "Bottleneck Structure in Learned Features: Low-Dimension vs Regularity Tradeoff",
@@ -405,6 +429,7 @@ JOURNALS = (
     "Proceedings of the National Academy of Sciences",
     "SIAM Journal on Control and Optimization",
     "SIAM Journal on Scientific Computing",
+    "The Annals of Statistics",
     "USSR Computational Mathematics and Mathematical Physics",
 )
 
