@@ -28,7 +28,7 @@ MODELS = {
     ),
 }
 TIMM = "timm:"  # before the name of a model of timm
-HEADS = ("linear", "etf", "deep")
+HEADS = ("linear", "etf", "polygon", "deep")
 NORMS = ("batch", "none")
 ACTIVATIONS = ("linear", "relu")  # between the maps of a deep head
 
@@ -39,9 +39,9 @@ class Architecture:
 
     shape: of one sample, (d,) or (channels, height, width). classes: K.
     width, depth: units and number of hidden layers (convnet: channels of the first block and number of blocks).
-    norm: "batch" or "none". head: "linear", "etf" (a fixed simplex frame) or "deep" (head_depth linear maps,
-    with nothing between them or, head_activation "relu", a rectifier; only the last may have a bias).
-    bias: whether the classifier has one (an "etf" head never has).
+    norm: "batch" or "none". head: "linear", "etf" (a fixed simplex frame), "polygon" (fixed at a regular K-gon in
+    a random plane) or "deep" (head_depth linear maps, with nothing between them or, head_activation "relu", a rectifier; only the
+    last may have a bias). bias: whether the classifier has one (a fixed one never has).
     """
 
     shape: tuple[int, ...]

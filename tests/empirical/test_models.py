@@ -16,7 +16,7 @@ def architecture(**changed):
 
 
 @pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("head", [("linear", 1), ("etf", 1), ("deep", 3)])
+@pytest.mark.parametrize("head", [("linear", 1), ("etf", 1), ("polygon", 1), ("deep", 3)])
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_every_own_model_maps_a_batch_to_logits_and_learns(name, head, norm):
     network = build(name, architecture(head=head[0], head_depth=head[1], norm=norm), 0)
@@ -59,6 +59,28 @@ def test_etf_head_is_the_simplex_frame_and_stays():
     assert not classifier.weight.requires_grad and classifier.bias is None
 
 
+def test_polygon_head_is_a_regular_polygon_in_a_plane_and_stays():
+    classifier = build("mlp", architecture(head="polygon"), 0).classifier
+    gram = (classifier.weight @ classifier.weight.T).double().numpy()
+    angle = 2 * np.pi * (np.arange(5)[:, None] - np.arange(5)) / 5
+    assert np.allclose(gram, np.cos(angle), atol=1e-6) and np.linalg.matrix_rank(gram, tol=1e-4) == 2
+    assert not classifier.weight.requires_grad and classifier.bias is None
+
+
+def test_frames_are_turned_uniformly_and_keep_their_cosines():
+    from scipy.stats import kstest
+
+    from empirical.models.layers import turned
+    from ufm.geometry import simplex_etf
+
+    draw = np.random.default_rng(0)
+    entries = np.array([turned(np.eye(1), 3, draw)[0] for _ in range(500)])
+    # Archimedes: a coordinate of a uniform point of the sphere is uniform; QR alone leaves one that is never positive
+    assert all(kstest(column, "uniform", args=(-1, 2)).pvalue > 0.01 for column in entries.T)
+    rows = turned(simplex_etf(4), 9, draw)
+    assert np.allclose(rows @ rows.T, (np.eye(4) - 1 / 4) * 4 / 3, atol=1e-12)
+
+
 def test_deep_head_has_no_activation():
     network = build("mlp", architecture(head="deep", head_depth=3), 0)
     product = network.classifier.weight @ network.head[1].weight @ network.head[0].weight
@@ -72,6 +94,7 @@ def test_deep_head_has_no_activation():
     [
         ("mpl", {}, "did you mean 'mlp'"),
         ("mlp", {"head": "etf", "width": 3}, "dimension 4 or more"),
+        ("mlp", {"head": "polygon", "width": 1}, "dimension 2 or more"),
         ("mlp", {"head": "deep"}, "--head-depth"),
         ("mlp", {"head_depth": 2}, "--head-depth"),
         ("convnet", {"shape": (64,)}, "needs images"),
