@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from empirical.distributed import Shadow
 from empirical.schedule import small_last_batch
 from empirical.training import Training
 from ufm.errors import RunError
-from ufm.record import Run
+from ufm.files import digest
+from ufm.record import Run, RunWarning
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"  # times apart, so that metrics are the same bytes on every run
 
@@ -39,9 +41,13 @@ class Keeper:
         note = small_last_batch(training.clock) if training.experiment.norm == "batch" else None
         if tree is None and note is not None:
             self.run.log(f"warning: {note}")
+        if tree is None and isinstance(self.run, Run) and self.run.lines(METRICS):
+            self.run.log("begun again from the start: there is no checkpoint")
+            warnings.warn(f"{self.run.path}: no checkpoint; the training begins again from the start", RunWarning, stacklevel=2)
         if tree is not None:
             put_state(training, tree)
             self.lines = dict(tree["lines"])
+            self._check_rows(tree.get("sums", {}))
             training.resumed_at.append(training.step)
             self.run.log(f"resumed at step {training.step} of {training.clock.steps}")
         for file, lines in self.lines.items():
@@ -58,6 +64,20 @@ class Keeper:
         data = team.sent(None if tree is None else checkpoint.pack(tree))
         return checkpoint.unpack(data) if data else None
 
+    def _check_rows(self, sums: Mapping[str, str]) -> None:
+        """Raise RunError if the rows before a checkpoint are not those it was written after, where the checkpoint says."""
+        for file, stated in sums.items():
+            if isinstance(self.run, Run) and self._sum(file) != stated:
+                raise RunError(
+                    f"{self.run.path / file} is damaged (its first {self.lines[file]} lines are not those before checkpoint "
+                    f"{self.number}); restore it from a copy, or delete {self.run.path} and run the command again"
+                )
+
+    def _sum(self, file: str) -> str:
+        """Return the SHA-256 of the lines of a file that count."""
+        assert isinstance(self.run, Run)
+        return digest(b"".join(line + b"\n" for line in self.run.lines(file)[: self.lines[file]]))
+
     def append(self, file: str, rows: list[dict[str, Any]]) -> None:
         """Add rows to a file and count them."""
         self.run.append(file, rows)
@@ -68,7 +88,8 @@ class Keeper:
         begun = time.perf_counter()
         self.number += 1
         if isinstance(self.run, Run):
-            checkpoint.save(self.run, self.number, state_of(self.training) | {"lines": dict(self.lines)})
+            rows = {"lines": dict(self.lines), "sums": {file: self._sum(file) for file in self.lines}}
+            checkpoint.save(self.run, self.number, state_of(self.training) | rows)
         seconds = time.perf_counter() - begun
         self.timer.saved(seconds)
         self.training.seconds["saving"] += seconds

@@ -99,8 +99,19 @@ def train(job: Job, run: Any, stop: Stop | None, report: Callable[[Any], None] |
 
 
 def finished_before(job: Job) -> Outcome:
-    """Return the outcome of a job that was done before."""
-    return _outcome(job, Run.open(job.path).read_json("result.json"), skipped=True)
+    """Return the outcome of a job that was done before; RunError naming a file of it that is damaged.
+
+    Nothing reads the checkpoints of a finished training any more, and they may have been deleted to save space: a warning.
+    """
+    run = Run.open(job.path)
+    damage = run.damage()
+    lost = [file for file in damage if file.startswith("checkpoint-")]
+    for file in damage:
+        if file not in lost:
+            raise RunError(damage[file])
+    if lost:
+        warnings.warn(f"{run.path}: {', '.join(lost)} missing or damaged; the results do not need them", RunWarning, stacklevel=2)
+    return _outcome(job, run.read_json("result.json"), skipped=True)
 
 
 def _outcome(job: Job, result: dict[str, Any], skipped: bool = False) -> Outcome:

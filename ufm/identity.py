@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,9 +91,18 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     return listed
 
 
-def check_sealed(path: Path, data: bytes, sealed: Mapping[str, Any]) -> None:
-    """A finished file is what it was; a file of lines may have grown since (a resumed sweep), its beginning not changed."""
+def read_sealed(path: Path, sealed: Mapping[str, Any], *, done: bool = False) -> bytes:
+    """Return the bytes of a file that the manifest lists; RunError when it is missing or not what it was."""
+    if not os.path.lexists(path):
+        raise RunError(f"{path} is missing though the run was finished; restore it from a copy or delete the run")
+    data = files.read_bytes(path)
+    check_sealed(path, data, sealed, done=done)
+    return data
+
+
+def check_sealed(path: Path, data: bytes, sealed: Mapping[str, Any], *, done: bool = False) -> None:
+    """A finished file is what it was; until the run is done again a file of lines may grow, its beginning not changed."""
     size = sealed["bytes"]
-    grown = path.suffix == ".jsonl" and len(data) > size
+    grown = path.suffix == ".jsonl" and len(data) > size and not done
     if files.digest(data[:size] if grown else data) != sealed.get("sha256"):
         raise RunError(f"{path} is damaged (its SHA-256 is not the manifest's); restore it from a copy or delete the run")

@@ -163,7 +163,7 @@ class Run:
     def lines(self, file: str) -> list[bytes]:
         """Return the whole lines of a file ([] when it is not there); a torn last line is left out with a warning."""
         path = self.path / files.check_name(file, "file")
-        if not path.exists() and not path.is_symlink():
+        if not path.exists() and not path.is_symlink() and file not in self._sealed():
             return []
         whole, newline, torn = self._read(file).rpartition(b"\n")
         if torn:
@@ -202,28 +202,43 @@ class Run:
     def _read(self, file: str) -> bytes:
         """Read a file and check it against the manifest, if it is listed there."""
         path = self.path / files.check_name(file, "file")
-        data = files.read_bytes(path)
         sealed = self._sealed().get(file)
-        if sealed is not None and file not in UNSEALED:
-            identity.check_sealed(path, data, sealed)
-        return data
+        return files.read_bytes(path) if sealed is None or file in UNSEALED else identity.read_sealed(path, sealed)
 
     def _sealed(self) -> dict[str, dict[str, Any]]:
         if self._manifest is None:
             self._manifest = identity.read_manifest(self.path)
+            if not self._manifest and self.done:
+                raise RunError(
+                    f"{self.path / 'manifest.json'} is missing though the run is done; restore it from a copy, "
+                    "or remove 'done' and run the command again"
+                )
         return self._manifest
 
     def verify(self) -> None:
         """Check every file of a finished run against its manifest; RunError naming the first bad one."""
-        manifest = identity.read_manifest(self.path)
-        if self.done:
-            if not manifest:
-                raise RunError(f"{self.path / 'manifest.json'} is missing though the run is done; restore it from a copy")
-            stated = files.read_bytes(self.path / "done")
-            if stated != _mark_of(files.read_bytes(self.path / "manifest.json")):
-                raise RunError(f"{self.path / 'done'} does not match manifest.json; restore both from a copy")
+        for message in self.damage().values():
+            raise RunError(message)
+
+    def damage(self) -> dict[str, str]:
+        """Return file -> what is wrong with it, of a finished run against its manifest; {} when all is as it was."""
+        self._manifest = None
+        try:
+            manifest = self._sealed()
+            if self.done and files.read_bytes(self.path / "done") != _mark_of(files.read_bytes(self.path / "manifest.json")):
+                raise RunError(
+                    f"{self.path / 'done'} does not match manifest.json; restore both from a copy, "
+                    "or remove both and run the command again"
+                )
+        except RunError as error:
+            return {"manifest.json": str(error)}
+        found = {}
         for file, sealed in sorted(manifest.items()):
-            identity.check_sealed(self.path / file, files.read_bytes(self.path / file), sealed)
+            try:
+                identity.read_sealed(self.path / file, sealed, done=self.done)
+            except (RunError, OSError) as error:
+                found[file] = str(error)
+        return found
 
     # --- writing -------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from empirical.runner import Job, run_jobs
 from empirical.studies import Study, study
 from empirical.sweep import FILE, folder_name, read_sweep
 from ufm.console import examples
-from ufm.errors import RequestError
+from ufm.errors import RequestError, RunError
 from ufm.record import Run
 
 
@@ -101,7 +101,10 @@ def _job(chosen: Study, setting: object, seed: int, root: Path, device: str | No
     from empirical.devices import launched, resolve_device
 
     job = Job(chosen.name, setting, seed, str(root), "cpu")
-    recorded = Run.open(job.path).environment if (job.path / "env.json").is_file() else {}
+    try:
+        recorded = Run.open(job.path).environment if (job.path / "env.json").is_file() else {}
+    except RunError:  # this training will say so; the others go on
+        recorded = {}
     begun = recorded.get("device") or "auto"
     if launched() is not None:  # the GPU's number was that of another process
         begun = begun.partition(":")[0]

@@ -19,7 +19,7 @@ from empirical.schedule import PAPYAN, Clock, learning_rate, measuring_steps
 from empirical.train import run_training, set_up
 from ufm.errors import RequestError
 from ufm.interrupt import Interrupted, Stop
-from ufm.record import Run
+from ufm.record import Run, RunWarning
 
 SMALL = {
     "dataset": "gaussian",
@@ -236,7 +236,8 @@ def test_a_divergence_that_is_found_again_is_at_the_same_step(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, small())
     monkeypatch.setattr(loop, "finish", written)
-    result, _ = trained(tmp_path, small())
+    with pytest.warns(RunWarning, match="no checkpoint; the training begins again"):
+        result, _ = trained(tmp_path, small())
     assert result["status"] == "diverged: the loss became non-finite at step 5"
 
 

@@ -274,7 +274,8 @@ def test_damaged_cells_are_refused(tmp_path):
     file.write_bytes(good.replace(b"converged", b"Converged"))
     with pytest.raises(RunError, match="damaged"):
         sweep.read_cells(outcome.path)
-    (outcome.path / "manifest.json").unlink()
+    for vouching in ("manifest.json", "done"):
+        (outcome.path / vouching).unlink()
     for bad in (b'{"seed": 0}\n', b'{"cell": 3, "status": "x"}\n', b'{"cell": "a"}\n'):
         file.write_bytes(bad)
         with pytest.raises(RunError, match="no name or no status"):
