@@ -154,7 +154,7 @@ def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
     recipe = recipe_of(experiment)
     if experiment.augment == "none":  # what is padded with black must still be raw
         train = train.baked()
-    if train.inputs.ndim == 4:
+    if train.inputs.ndim == 4 and experiment.optimizer != "lbfgs":  # torch's L-BFGS views a gradient as a vector: it cannot then
         network = network.to(memory_format=torch.channels_last)
     network.train()
     torch.manual_seed(int(stream(seed, "torch").integers(2**63)))  # of dropout, whatever was trained before in this process
