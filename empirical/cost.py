@@ -15,6 +15,7 @@ FLOPS = 5e10  # of one core on small matrices: an estimate within a factor of th
 STEP_SECONDS = 1.1e-4  # of one step and one layer of a small network, whatever its size
 PROCESS = 400 * 2**20  # Python with torch and the measures loaded
 COPIES = 5  # parameters, gradients, momentum, a checkpoint being written, and one to spare
+HOST_COPIES = 3  # with a GPU: the network as it is made, then a checkpoint of parameters and momentum
 LOOK_VECTORS, LOOK_IMAGES = 1000, 128  # samples of one forward pass of a look on a CPU
 LARGE = 64  # pixels: from here on a ResNet and a DenseNet have a stem that leaves a sixteenth of them
 TOKENS = 14**2  # of a ViT at most, with patches of 4 x 4 pixels where an image is small
@@ -33,17 +34,36 @@ PUBLIC = {
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters: of the network; steps: of the optimiser; bytes: at the peak; seconds: on one core, roughly."""
+    """parameters: of the network; steps: of the optimiser; bytes: at the peak; seconds: on one core, roughly.
+
+    `bytes` is what one machine without a GPU needs. With one, `card` lies on it and `host` in the machine's own memory.
+    """
 
     parameters: int
     steps: int
     bytes: int
     seconds: float
     warning: str | None = None  # what the plan shows that may spoil the measures
+    data: int = 0  # bytes of the data, with the copy that is prepared
+
+    @property
+    def card(self) -> int:
+        """Bytes on the GPU: network, optimiser, activations and the data."""
+        return max(0, self.bytes - PROCESS)
+
+    @property
+    def host(self) -> int:
+        """Bytes beside a GPU: the process, the data, the network as it is made and as a checkpoint takes it."""
+        return PROCESS + 4 * HOST_COPIES * self.parameters + self.data
 
 
 def cost_of(experiment: Experiment, shape: tuple[int, ...], classes: int, test: int, clock: Clock) -> Cost:
-    """Return the estimate for samples of `shape`; RequestError when it does not fit into this machine's memory."""
+    """Return the estimate for samples of `shape`; RequestError when it does not fit into this machine's memory.
+
+    On a machine with a GPU only what lies beside it is asked for here; `check_room` knows the device.
+    """
+    import torch
+
     sizes = layer_sizes(experiment, shape, classes)
     parameters = sum(weights for weights, _, _ in sizes)
     products = sum(used for _, used, _ in sizes)
@@ -54,14 +74,42 @@ def cost_of(experiment: Experiment, shape: tuple[int, ...], classes: int, test: 
     looked = min(LOOK_IMAGES if len(shape) == 3 and experiment.model != "mlp" else LOOK_VECTORS, clock.samples)
     values = max(3 * clock.batch, looked) * activations  # kept for the gradient, with what the backward pass makes of them
     total = PROCESS + 4 * (COPIES * parameters + values) + 2 * inputs
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if total > available:
-        raise RequestError(
-            f"this training needs about {total / 2**30:.0f} GiB, the machine has {available / 2**30:.0f} GiB; "
-            "use a smaller --width, --depth or --batch-size"
-        )
     seconds = 2 * products * passes / FLOPS + clock.steps * STEP_SECONDS * (len(sizes) + 4)
-    return Cost(parameters, clock.steps, total, seconds, small_last_batch(clock) if experiment.norm == "batch" else None)
+    warning = small_last_batch(clock) if experiment.norm == "batch" else None
+    cost = Cost(parameters, clock.steps, total, seconds, warning, data=2 * inputs)
+    need, have = cost.host if torch.cuda.is_available() else total, machine_memory()
+    if need > have:  # before the network is made
+        raise RequestError(_too_large(need, have))
+    return cost
+
+
+def check_room(cost: Cost, device: str) -> None:
+    """Raise RequestError if a training does not fit into the memory of `device` ("cpu" or "cuda:N") or of its machine."""
+    import torch
+
+    have = machine_memory()
+    if device == "cpu":
+        if cost.bytes > have:
+            raise RequestError(_too_large(cost.bytes, have))
+        return
+    if cost.host > have:
+        raise RequestError(_too_large(cost.host, have))
+    _, card = torch.cuda.mem_get_info(torch.device(device))
+    if cost.card > card:
+        raise RequestError(_too_large(cost.card, card, f"{device} has"))
+
+
+def machine_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _too_large(need: int, have: int, who: str = "the machine has") -> str:
+    return f"this training needs about {_gib(need)} GiB, {who} {_gib(have)} GiB; use a smaller --width, --depth or --batch-size"
+
+
+def _gib(number: int) -> str:
+    return f"{number / 2**30:.0f}" if number >= 2**30 else f"{number / 2**30:.1f}"
 
 
 def layer_sizes(experiment: Experiment, shape: tuple[int, ...], classes: int) -> list[tuple[int, int, int]]:

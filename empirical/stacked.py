@@ -20,7 +20,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from empirical import checkpoint
 from empirical.augment import crop_flip
-from empirical.cost import PROCESS, Cost
+from empirical.cost import Cost
 from empirical.experiment import Experiment
 from empirical.failures import device_errors
 from empirical.keeper import Keeper
@@ -58,8 +58,7 @@ def room(experiment: Experiment, cost: Cost, device: str, asked: bool) -> int:
     if refusal(experiment) is not None or (cost.parameters > SMALL and not asked):
         return 1
     free = free_memory(torch.device(device))
-    each = max(1, cost.bytes - PROCESS)
-    return LARGEST if free is None else max(1, min(LARGEST, int(SHARE * free / each)))
+    return LARGEST if free is None else max(1, min(LARGEST, int(SHARE * free / max(1, cost.card))))
 
 
 class Apart(Exception):

@@ -163,13 +163,16 @@ class Request:
         index, number = read_shard(e.shard)
         return every[index::number]
 
-    def check(self) -> list[Any]:
-        """Return the cost of one training of each setting; RequestError for the first that cannot be done."""
+    def check(self, device: str) -> list[Any]:
+        """Return the cost of one training of each setting; RequestError for the first that cannot be done on `device`."""
+        from empirical.cost import check_room
         from empirical.devices import launched
 
         mirror.check(self.execution.tensorboard)
         check = self.study.function("check")
         costs = [check(setting, self.seeds[0]) for setting in self.settings]
+        for cost in costs:
+            check_room(cost, device)
         launch = launched()
         heard = launch is None or launch.rank == 0
         for warning in dict.fromkeys(cost.warning for cost in costs if cost.warning and heard):
@@ -185,7 +188,7 @@ class Request:
         launch = launched()
         if launch is not None and launch.size > 1:
             self.check_together(launch, jobs)
-        costs = self.check()
+        costs = self.check(device)
         missing = [job for job in jobs if not (job.path / "done").is_file()]
         by_setting = dict(zip(self.settings, costs, strict=True))
         workers = self.workers(device, len(missing), self.stacking(device, costs if missing else []))
@@ -195,18 +198,21 @@ class Request:
             "missing": len(missing),
             "steps": sum(by_setting[job.experiment].steps for job in missing),
             "seconds": round(seconds, 1),
-            "bytes": workers * max(cost.bytes for cost in costs),
+            "bytes": workers * max(cost.bytes if device == "cpu" else cost.host for cost in costs),
             "workers": workers,
             "device": device,
         }
+        if device != "cpu":
+            document["device_bytes"] = workers * max(cost.card for cost in costs)
         if as_json:
             print_json(document)
         else:
             plural = "" if workers == 1 else "es"
             place = "on cpu" if device == "cpu" else f"if {device} were one core of a CPU"
+            card = "" if device == "cpu" else f" and {document['device_bytes'] / 2**20:.0f} MiB on {device}"
             click.echo(
                 f"trainings: {len(jobs)}, missing: {len(missing)}, steps: {document['steps']}; roughly "
-                f"{max(1, round(seconds))} s {place} with {workers} process{plural}, {document['bytes'] / 2**20:.0f} MiB"
+                f"{max(1, round(seconds))} s {place} with {workers} process{plural}, {document['bytes'] / 2**20:.0f} MiB{card}"
             )
         return 0
 
@@ -220,7 +226,7 @@ class Request:
         device = resolve_device(self.execution.device)
         jobs = self.jobs(device)
         missing = [job for job in jobs if not (job.path / "done").is_file()]
-        together = self.stacking(device, self.check() if missing else [])
+        together = self.stacking(device, self.check(device) if missing else [])
         target = write_sweep(self.execution.out, self.study.name, self.settings, self.seeds)
         workers = self.workers(device, len(missing), together)
         # A shard goes on by its own command: finished seeds are skipped, begun ones taken up.
@@ -277,7 +283,7 @@ class Request:
         device = resolve_device(e.device)
         jobs = self.jobs(device)
         self.check_together(launch, jobs)
-        self.check()
+        self.check(device)
         with distributed.started(device) as team:
             target = None
             if team.leads:
