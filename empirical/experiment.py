@@ -136,7 +136,7 @@ class Experiment:
 
     @property
     def recipe(self) -> str:
-        """ "module:object" of the `empirical.training.Recipe` of a study that trains in a way of its own; "" for the others."""
+        """Name, "module:object", of the `empirical.training.Recipe` of a study that trains in a way of its own; else ""."""
         return ""
 
     def setting(self) -> dict[str, Any]:
