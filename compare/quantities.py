@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+import numpy as np
+
 from compare import points
 from compare.papers import Quantity
 from compare.rows import Table
@@ -14,6 +16,7 @@ from compare.sweeps import Field, Sheet
 def series(table: Table | Sheet, quantity: Quantity | Field) -> dict[tuple[int, int], float]:
     """Return (seed, epoch) -> value of a quantity in the table of one cell; "last" gives each seed's last epoch.
 
+    "fitted" gives each seed's first epoch of train error 0; seeds that never get there are left out.
     Of a sweep's sheet: (seed, row) -> value of a field.
     """
     if isinstance(quantity, Field):
@@ -23,9 +26,21 @@ def series(table: Table | Sheet, quantity: Quantity | Field) -> dict[tuple[int, 
         some = some.where(epoch=quantity.epoch)
     elif quantity.epoch == "last":
         some = some.last()
+    elif quantity.epoch == "fitted":
+        some = _fitted(table, some)
     some = some.take(~some.mask(flag="degenerate"))  # scatter of one sample per class is 0 whatever the network does
     values = some.data["value"] * quantity.factor
     return dict(zip(zip(some.data["seed"].tolist(), some.data["epoch"].tolist(), strict=True), values.tolist(), strict=True))
+
+
+def _fitted(table: Table, some: Table) -> Table:
+    """Return the rows of `some` at each seed's first measured epoch of train error 0."""
+    errors = table.where(measure="error", split="train", layer="network", value=0.0)
+    first: dict[int, int] = {}
+    for seed, epoch in zip(errors.data["seed"].tolist(), errors.data["epoch"].tolist(), strict=True):
+        first[seed] = min(epoch, first.get(seed, epoch))
+    keep = [first.get(s) == e for s, e in zip(some.data["seed"].tolist(), some.data["epoch"].tolist(), strict=True)]
+    return some.take(np.array(keep, dtype=bool))
 
 
 def per_seed(table: Table, quantity: Quantity, seeds: Collection[int] | None) -> dict[int, float]:

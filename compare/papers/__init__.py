@@ -133,8 +133,9 @@ KINDS = ("equivalence", "ratio", "bound", "identity", "law", "share")
 
 @dataclass(frozen=True)
 class Quantity:
-    """One measured number: which measure, of which split, layer, centres and epoch ("last", "all" or a number).
+    """One measured number: which measure, of which split, layer, centres and epoch ("last", "all", "fitted" or a number).
 
+    "fitted" is each seed's first measured epoch at which no train sample is misclassified: where the terminal phase begins.
     cell: of a ratio's `over`, another cell of the paper, so that the same seeds are compared under two settings.
     """
 
@@ -148,7 +149,8 @@ class Quantity:
 
     def __str__(self) -> str:
         scale = "" if self.factor == 1 else f"{self.factor:g} x "
-        when = "" if self.epoch == "last" else f", epoch {self.epoch}" if self.epoch != "all" else ", every epoch"
+        words = {"last": "", "all": ", every epoch", "fitted": ", first epoch of train error 0"}
+        when = words.get(self.epoch, f", epoch {self.epoch}")
         return f"{scale}{self.measure} ({self.split}, {self.layer}, {self.centres} centres{when})"
 
     def changed(self, changes: Mapping[str, Any]) -> Quantity:
@@ -317,8 +319,8 @@ def _quantity(where: str, record: Any) -> Quantity | Field | float:
         return Field(**record)
     _known(where, "a quantity", record, {f.name for f in dataclasses.fields(Quantity)})
     made = Quantity(**record)
-    if made.epoch not in ("last", "all") and (isinstance(made.epoch, bool) or not isinstance(made.epoch, int)):
-        raise RequestError(f'{where}: epoch {made.epoch!r} of {made.measure} is not "last", "all" or a number')
+    if made.epoch not in ("last", "all", "fitted") and (isinstance(made.epoch, bool) or not isinstance(made.epoch, int)):
+        raise RequestError(f'{where}: epoch {made.epoch!r} of {made.measure} is not "last", "all", "fitted" or a number')
     return made
 
 

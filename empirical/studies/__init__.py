@@ -11,6 +11,7 @@ from ufm.tables import Entry, load
 STUDIES = {
     "collapse": Entry("empirical.studies.collapse:STUDY", "neural collapse on train and on test while a network is trained"),
     "transfer": Entry("empirical.studies.transfer:STUDY", "training on coarse labels, then probes of the fine labels"),
+    "shortcut": Entry("empirical.studies.shortcut:STUDY", "training on a spurious attribute, with or without primes for it"),
 }
 
 
