@@ -10,6 +10,7 @@ from ufm.tables import Entry, load
 
 STUDIES = {
     "collapse": Entry("empirical.studies.collapse:STUDY", "neural collapse on train and on test while a network is trained"),
+    "alignment": Entry("empirical.studies.alignment:STUDY", "classes permuted over the vertices of a fixed classifier; margins"),
     "transfer": Entry("empirical.studies.transfer:STUDY", "training on coarse labels, then probes of the fine labels"),
     "shortcut": Entry("empirical.studies.shortcut:STUDY", "training on a spurious attribute, with or without primes for it"),
 }
