@@ -21,12 +21,14 @@ SHARES = {"nc1_pinv_strong": "test/strong", "nc1_pinv_weak": "test/weak"}
 
 
 # Shares of the samples of a split, each of which counts or does not. The rest of the names with "error" are no counts.
-COUNTED = ("error", "ncc_error", "ncc_error_between", "nc4_disagreement", "fine_ncc_error")
+COUNTED = ("error", "ncc_error", "ncc_error_between", "nc4_disagreement", "fine_ncc_error", "attribute_ncc_error")
+# Shares of the samples whose spurious attribute is, or is not, their class's (study shortcut).
+GROUPS = {"accuracy_aligned": True, "accuracy_conflicting": False, "attribute_followed": False}
 
 
 def is_count(measure: str) -> bool:
-    """Whether a measure is a share of the samples of its split: errors, disagreements, a probe's accuracy."""
-    return measure in COUNTED or measure.startswith("probe_")
+    """Whether a measure is a share of the samples of its split or of a group of them: errors, disagreements, accuracies."""
+    return measure in COUNTED or measure in GROUPS or measure.startswith(("probe_", "accuracy_"))
 
 
 def arrays_of(folder: str) -> dict[str, np.ndarray]:
@@ -66,9 +68,15 @@ def sample_error(cell: Cell | None, seed: int, quantity: Quantity, value: float)
         sample = arrays_of(folder).get(f"{quantity.layer}/{SHARES[quantity.measure]}")
         return size * statistics.bootstrap_error(sample) if sample is not None and len(sample) > 1 else 0.0
     if is_count(quantity.measure):
-        number = sample_size(cell, (seed,))
+        number = _group_size(folder, quantity.measure) if quantity.measure in GROUPS else sample_size(cell, (seed,))
         return size * statistics.proportion_error(value / size, number) if number and size else 0.0
     return 0.0
+
+
+def _group_size(folder: str, measure: str) -> int:
+    """Return how many test samples are in the group that a measure of `GROUPS` is a share of; 0 where the run does not say."""
+    kept = arrays_of(folder)
+    return int(np.count_nonzero(kept["test/aligned"] == GROUPS[measure])) if "test/aligned" in kept else 0
 
 
 def moment_error(cell: Cell, seed: int, layer: str = "penultimate") -> tuple[separation.MomentError, float] | None:

@@ -45,10 +45,11 @@ class Look:
         return rows + attribute_rows(training, stored)
 
     def tensors(self, training: Training) -> dict[str, Any]:
-        """Return what collapse keeps, and every sample's attribute, (N,), by split."""
+        """Return what collapse keeps, and by split every sample's attribute, and whether it is its class's, (N,) uint8."""
         kept = self.labels.tensors(training)
         for split, data in (("train", training.train), ("test", training.test)):
             kept[f"{split}/attribute"] = check_attribute(data).cpu().numpy()
+            kept[f"{split}/aligned"] = (~conflicting(data)).cpu().numpy().astype("uint8")
         return kept
 
 

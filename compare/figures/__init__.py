@@ -55,6 +55,12 @@ FIGURES = {
         "one or two settings of `empirical run transfer`",
         "hui2022",
     ),
+    "shortcut": Entry(
+        "compare.figures.shortcut:draw",
+        "accuracy by group of samples over training, NC1 by label and by a spurious attribute, train and test",
+        "one or two settings of `empirical run shortcut`",
+        "wang2024",
+    ),
     "gram": Entry(
         "compare.figures.gram:draw",
         "cosines between class means as heat maps (predicted, train, test); Gram matrices of a theory sweep beside theory's",

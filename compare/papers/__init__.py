@@ -120,6 +120,12 @@ PAPERS: dict[str, Entry] = {
         "ten classes; equal class sizes where a claim says so",
         "kothapalli2022",
     ),
+    "wang2024": Entry(
+        "wang2024.toml",
+        "a shortcut that networks take before the digits, and primes for it that leave the features to the digits",
+        "a spurious attribute that is known on train; one class for each of its values",
+        "wang2024",
+    ),
     "general": Entry(
         "general.toml",
         "what must hold for every measured network: the test floor and the test identity",

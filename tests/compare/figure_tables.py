@@ -150,6 +150,36 @@ def transfer(decays=(5e-4, 5e-3)):
     return table_of(lines, cells)
 
 
+def shortcut(kinds=("etf", "none")):
+    """Return two trainings on coloured digits; primes raise the accuracy against the colour and loosen the collapse to it."""
+    lines, cells = [], {}
+    for kind in kinds:
+        name, primed = f"coloured-{kind}", kind != "none"
+        for seed in range(3):
+            draw = np.random.default_rng(seed)
+            for epoch in (0, 1, 2, 4, 8, 16, 25, 40):
+                done = epoch / (3 + epoch)
+                other = 0.1 + (0.4 if primed else 0.25) * done
+                values = {
+                    ("train", "network", "accuracy_conflicting"): min(1.0, 0.1 + done) if epoch else 0.0,
+                    ("test", "network", "accuracy_aligned"): 0.1 + 0.88 * done,
+                    ("test", "network", "accuracy_conflicting"): other,
+                    ("test", "network", "accuracy_unbiased"): 0.9 * other + 0.1 * (0.1 + 0.88 * done),
+                    ("test", "network", "attribute_followed"): 0.1 + (0.15 if primed else 0.3) * done,
+                    ("train", "penultimate", "nc1_pinv"): (0.2 if primed else 0.15) + 5 / (1 + epoch),
+                    ("test", "penultimate", "nc1_pinv"): 12.0 if primed else 19.0,
+                    ("train", "penultimate", "attribute_nc1_pinv"): (0.21 if primed else 0.16) + 4 / (1 + epoch),
+                    ("test", "penultimate", "attribute_nc1_pinv"): (36.0 if primed else 15.0) * done + 5.0,
+                }
+                for (split, layer, measure), value in values.items():
+                    value *= float(np.exp(0.02 * draw.standard_normal()))
+                    value = min(value, 1.0) if layer == "network" else value
+                    lines.append(("wang2024", name, seed, epoch, 16 * epoch, split, layer, "self", measure, value, np.nan, ""))
+        results = {seed: {"data": {"train": 4000, "test": 1000, "classes": 10}} for seed in range(3)}
+        cells[name] = Cell(name, "shortcut", "", {"dataset": "coloured-mnist5k", "primes": kind}, {}, (0, 1, 2), results)
+    return table_of(lines, cells)
+
+
 def arrays(seed, classes=5, dim=16, test=0.35):
     """Return the arrays that a training keeps, for Gaussian features about a simplex ETF; test ones are wider."""
     draw = np.random.default_rng(seed)
@@ -227,7 +257,7 @@ def collisions(figure, slack=0.5):
 
 
 _ROOT = tempfile.TemporaryDirectory()
-_MAKERS = {"sweep": sweep, "samples": samples, "transfer": transfer} | dict.fromkeys(
+_MAKERS = {"sweep": sweep, "samples": samples, "transfer": transfer, "shortcut": shortcut} | dict.fromkeys(
     ("gram", "confusion", "spectrum", "geometry"), lambda: run_folder(Path(_ROOT.name) / "arrays")
 )
 _OWN = {"loss": "ce", "weight_decay": 1e-3, "norm": "none", "bias": False}

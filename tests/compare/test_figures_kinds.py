@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from figure_tables import Loaded, change, collisions, make, run_folder, sweep, table_for
+from scipy import stats
 
 from compare import figures
 from compare.figures.geometry import borders, most_confused, plane_of
@@ -345,6 +346,30 @@ def test_transfer_holds_the_whitened_probe_to_what_it_read_first_and_says_what_i
     [note] = [note for note in drawing.notes if "conserves" in note]
     lost = float(note.split("lost beyond")[-2].split(",")[-1])
     assert lost == pytest.approx(probe[1.0] - probe[100.0], rel=0.01)
+
+
+def test_shortcut_puts_the_plain_training_first_and_joins_each_groups_own_sample():
+    table = table_for("shortcut")
+    drawing = figures.draw("shortcut", table, STYLE)
+    titles = {ax.get_label(): ax.get_title(loc="left") for ax in drawing.figure.axes}
+    assert titles["answers_1"] == "(a) Without primes" and titles["features_2"] == "(d) With primes"
+    rows = {(r[0], r[1], r[2]): r[3:6] for r in drawing.rows}
+    for panel, cell in (("answers_1", "coloured-none"), ("answers_2", "coloured-etf")):
+        for key, measure, size in (
+            ("test_conflicting", "accuracy_conflicting", 900),
+            ("test_aligned", "accuracy_aligned", 100),
+            ("followed", "attribute_followed", 900),
+        ):
+            chosen = (table["cell"] == cell) & (table["measure"] == measure) & (table["split"] == "test") & (table["epoch"] == 8)
+            logs = np.log(table["value"][chosen].astype(float))
+            mean, _, high = rows[panel, key, 8.0]
+            assert mean == pytest.approx(np.exp(logs.mean()))
+            exact = stats.binomtest(round(mean * size), size).proportion_ci(0.95)
+            spread = stats.t.ppf(0.975, 2) * logs.std(ddof=1) / np.sqrt(3)
+            assert np.log(high / mean) == pytest.approx(np.hypot(spread, np.log(exact.high / mean)), rel=0.05)
+    assert any("called by colour" in note for note in drawing.notes)
+    with pytest.raises(RequestError, match="no accuracy by group"):
+        figures.draw("shortcut", table_for("transfer"), STYLE)
 
 
 def test_the_heros_forbidden_region_is_in_the_legend():
