@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,12 +88,17 @@ def _setting(rows: Measured, name: str, options: Mapping[str, Any], known: Any) 
     samples = {key: round(share * known.test) if np.isfinite(known.test) else np.nan for key, share in groups.items()}
     network = rows.where(layer="network")
     answers = {
-        key: curve(network.where(measure=measure, split=split), key, rate_of=samples.get(key, np.nan))
+        key: _share(curve(network.where(measure=measure, split=split), key, rate_of=samples.get(key, np.nan)))
         for key, (_, _, measure, split) in _ANSWERS.items()
     }
     last = rows.where(layer="penultimate", centres="self")
     features = {key: curve(last.where(measure=m, split=s), key) for key, (_, _, m, s) in _FEATURES.items()}
     return _Setting(name, answers, features, 1 / known.classes if known.classes else np.nan)
+
+
+def _share(one: Curve) -> Curve:
+    """Return the curve of a share: on a linear axis from 0 to 1 a zero is a value like any other."""
+    return replace(one, censored=np.zeros(len(one.x), bool))
 
 
 def _draw(style: Style, settings: list[_Setting]) -> Any:
@@ -104,6 +109,7 @@ def _draw(style: Style, settings: list[_Setting]) -> Any:
     for column, one in enumerate(settings):
         top, bottom = grid[0, column], grid[1, column]
         top.set_ylim(0.0, 1.03)
+        top.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
         for key, (label, look, *_) in _ANSWERS.items():
             draw_curve(top, one.answers[key], look, PLAIN, legend, label)
         if np.isfinite(one.chance):
