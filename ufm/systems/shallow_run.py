@@ -21,9 +21,11 @@ SINGULAR = 1e-12  # lambda_min over lambda_max below which H is singular to roun
 
 @dataclass(frozen=True)
 class Cell:
-    """What a seed draws: inputs (n, d), targets (n,), weights (m, min(d, n)) in a basis of the inputs' span, outputs (m,)."""
+    """What a seed draws, in a basis of the span of its inputs, of dimension r = min(d, n).
 
-    inputs: np.ndarray
+    reduced: inputs (n, r); targets: (n,); weights: (m, r); outputs: (m,); kernel, swapped: (n, n), H and a wrong one.
+    """
+
     reduced: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
@@ -44,7 +46,7 @@ def draw(spec: Shallow, seed: int) -> Cell:
     x /= math.sqrt(d) if spec.data == "gaussian" else np.linalg.norm(x, axis=1, keepdims=True)
     twice = spec.contradictions
     x[n - twice :] = x[:twice]
-    kernel = theory.gram(x, rates)
+    kernel, swapped = theory.grams(x, rates)
     y = _targets(spec, seed, kernel)
     y[n - twice :] = -y[:twice]
     init = stream(seed, "init")
@@ -55,7 +57,7 @@ def draw(spec: Shallow, seed: int) -> Cell:
     a = init.standard_normal(number) if spec.output_init == "gaussian" else init.choice([-1.0, 1.0], number)
     if spec.antisymmetric:
         w, a = np.concatenate([w, w]), np.concatenate([a, -a])
-    return Cell(x, reduced, y, w, a, kernel, theory.gram(x, rates, swapped=True))
+    return Cell(reduced, y, w, a, kernel, swapped)
 
 
 def _targets(spec: Shallow, seed: int, kernel: np.ndarray) -> np.ndarray:
@@ -106,7 +108,9 @@ def _batch(tasks: Sequence[Task], device: str) -> list[dict[str, Any]]:
     schedule = make(t_end, steps, specs[0].points)
     path = follow(networks, laws, schedule)
     ends = np.nan_to_num(networks.kernel().cpu().numpy())
-    flips = (networks.patterns() != active).double().mean((1, 2)).cpu().numpy()
+    after = networks.patterns()
+    flips = (after != active).double().mean((1, 2)).cpu().numpy()
+    unseen = (~after.any(1)).double().mean(1).cpu().numpy()
     starts, norms = start.cpu().numpy(), residual.norm(dim=1).cpu().numpy()
     gaps = {name: law.gap.cpu().numpy() / norms for name, law in laws.items()}
     values = laws["gap"].values.cpu().numpy()
@@ -115,7 +119,7 @@ def _batch(tasks: Sequence[Task], device: str) -> list[dict[str, Any]]:
         finite = path.broken[i] < 0
         measures = {name: float(gap[i]) for name, gap in gaps.items()}
         measures |= {"loss_ratio": float(path.loss[-1, i] / path.loss[0, i]), "peak": float(path.peak[i])}
-        measures["flips"] = float(flips[i])
+        measures |= {"flips": float(flips[i]), "unseen": float(unseen[i])}
         measures |= _kernel_measures(values[i], cell.kernel, starts[i], ends[i] if finite else None)
         size = float(schedule.sizes[:, i].max())
         measures["step_share"] = float(size * largest[i] / 2)

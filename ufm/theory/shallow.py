@@ -84,20 +84,25 @@ def angles(x: np.ndarray) -> np.ndarray:
     return 2 * np.arctan2(apart, along)
 
 
-def gram(x: np.ndarray, rates: Rates = Rates(), *, swapped: bool = False) -> np.ndarray:  # noqa: B008 (a NamedTuple never changes)
+def gram(x: np.ndarray, rates: Rates = Rates()) -> np.ndarray:  # noqa: B008 (a NamedTuple never changes)
     """Return H = eta_w H_w + eta_a H_a (n, n) of the rows of x (n, d), at infinite width.
 
     H_w = (x.x') (pi - theta)/(2 pi) is trained through w, H_a = |x||x'| (sin theta + (pi - theta) cos theta)/(2 pi) through a.
-    `swapped` takes the order 1 for 0 and 0 for 1: a wrong kernel, for controls.
 
     >>> gram(np.eye(2)).round(4).tolist()
     [[1.0, 0.1592], [0.1592, 1.0]]
     """
+    return grams(x, rates)[0]
+
+
+def grams(x: np.ndarray, rates: Rates = Rates()) -> tuple[np.ndarray, np.ndarray]:  # noqa: B008
+    """Return H (n, n), and a wrong kernel for controls: H with order 1 of the arc-cosine kernel in place of 0, and 0 of 1."""
     x = np.asarray(x, dtype=np.float64)
     theta = angles(x)
     norms = np.linalg.norm(x, axis=1)
-    first, second = (order_1, order_0) if swapped else (order_0, order_1)
-    return np.outer(norms, norms) * (rates.hidden * np.cos(theta) * first(theta) + rates.output * second(theta))
+    zero, one, sizes = order_0(theta), order_1(theta), np.outer(norms, norms)
+    found = [sizes * (rates.hidden * np.cos(theta) * a + rates.output * b) for a, b in ((zero, one), (one, zero))]
+    return found[0], found[1]
 
 
 # --- the residual over time ---------------------------------------------------------------------------------------------
