@@ -112,6 +112,8 @@ def resnet(size: Size, augment: str) -> Training:
         network=network,
         forward=torch.compile(network, dynamic=False) if size.compiled else network,
         objective=objective("ce"),
+        minimised=objective("ce"),
+        targets=train.labels,
         optimizer=optimizer_of(experiment, network),
         clock=clock,
         due=(),
