@@ -61,6 +61,12 @@ FIGURES = {
         "one or two settings of `empirical run shortcut`",
         "wang2024",
     ),
+    "alignment": Entry(
+        "compare.figures.alignment:draw",
+        "test accuracy by permutation of the classes over fixed vertices, and margins through the terminal phase",
+        "one to four settings of `empirical run alignment`; frames drawn uniformly",
+        "gao2023",
+    ),
     "gram": Entry(
         "compare.figures.gram:draw",
         "cosines between class means as heat maps (predicted, train, test); Gram matrices of a theory sweep beside theory's",

@@ -48,6 +48,12 @@ PAPERS: dict[str, Entry] = {
         "ReLU layers, MSE, no bias, balanced classes",
         "sukenik2024",
     ),
+    "gao2023": Entry(
+        "gao2023.toml",
+        "margins and test accuracy rise after the fit; permuting classes matters over a polygon, not over a simplex",
+        "frames drawn uniformly; batch norm, weight decay",
+        "gao2023",
+    ),
     "zhu2021": Entry(
         "zhu2021.toml",
         "the regularised optimum is a simplex ETF of known value, and every start reaches it",

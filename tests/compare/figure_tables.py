@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from alignment_tables import alignments
 from sweep_tables import ends, flows
 
 import compare
@@ -263,6 +264,7 @@ _MAKERS = {"sweep": sweep, "samples": samples, "transfer": transfer, "shortcut":
 _OWN = {"loss": "ce", "weight_decay": 1e-3, "norm": "none", "bias": False}
 _MAKERS |= {"calibration": lambda: run_folder(Path(_ROOT.name) / "own", config=_OWN)}
 _MAKERS |= {"flow": lambda: flows(Path(_ROOT.name) / "flows"), "phase": lambda: ends(Path(_ROOT.name) / "ends")}
+_MAKERS |= {"alignment": lambda: alignments(Path(_ROOT.name) / "alignments")}
 _MADE = {}
 
 

@@ -17,7 +17,7 @@ from compare.sweeps import Field, seeds_of, sheet
 from compare.verdict import AGREES, DEVIATES, judge_claim
 
 SLOW = {"sukenik2024"}  # a minute: its sweeps shrink as the trainings do
-STUB = {"width": 8, "depth": 2, "layers": "last", "batch_size": 256}
+STUB = {"width": 12, "depth": 2, "layers": "last", "batch_size": 256}
 SMALLEST = {name: next(s for s in ("demo", "laptop") if s in paper(name).scales) for name in PAPERS if paper(name).scales}
 
 
@@ -38,6 +38,9 @@ def _cheap(name, cell):
     options = {key: value for key, value in cell["options"].items() if key not in ("epochs", "measure_at", "probe", "probe_at")}
     if cell["study"] == "transfer":
         return {**cell, "options": {**options, "epochs": 1, "probe": "ncc", "probe_at": "1", "width": 8, "depth": 2}}
+    if cell["study"] == "alignment":
+        few = {key: min(options[key], 2) for key in ("permutations", "starts")}
+        return {**cell, "options": {**options, **few, "width": 12, "depth": 1, "steps": 2}}
     small = {**STUB, "layers": options.get("layers", "last"), "depth": min(options.get("depth", 2), 6)}
     return {**cell, "options": {**options, **small, "steps": 2}}
 
