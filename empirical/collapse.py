@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class Look:
         self.plan: Plan | None = None
         self.outside: Split | None = None  # of --ood
         self.head: Head | None = None  # of --head deep
+        self.last: tuple[Any, tuple[Stored, Stored]] | None = None  # the network as the last look saw it, and what it kept
 
     def of(self, training: Training) -> Plan:
         """Return the layers to measure."""
@@ -71,10 +73,15 @@ class Look:
         return self.rows_of(training, *self.stored(training))
 
     def stored(self, training: Training) -> tuple[Stored, Stored]:
-        """Return what one pass over train and one over test keep."""
+        """Return what one pass over train and one over test keep; `tensors` asks for those of the last look once more."""
         plan, network = self.of(training), training.network
+        state = [(id(t), t._version) for t in itertools.chain(network.parameters(), network.buffers())]
+        if self.last is not None and self.last[0] == state:
+            return self.last[1]
         same = {"device": training.device, "loss": training.objective}
-        return collect_together(network, plan, training.train, **same), collect_together(network, plan, training.test, **same)
+        both = tuple(collect_together(network, plan, data, **same) for data in (training.train, training.test))
+        self.last = (state, both) if training.step == training.clock.steps else None  # not held while it trains
+        return both
 
     def rows_of(self, training: Training, train: Stored, test: Stored, whole: bool = False) -> list[dict[str, Any]]:
         """Return the measures from stored features. VCI and the ranks, which decompose d x d matrices, as --ranks says.

@@ -107,7 +107,8 @@ class _Store:
     def joined(self) -> dict[str, Tensor]:
         features = {}
         for name in list(self.chunks):
-            whole = features[name] = torch.cat(self.chunks.pop(name))
+            chunks = self.chunks.pop(name)
+            whole = features[name] = chunks[0].contiguous() if len(chunks) == 1 else torch.cat(chunks)
             # the sum is one read; only if it overflowed are the numbers themselves looked at
             if not bool(torch.isfinite(whole.sum())) and not bool(torch.isfinite(whole).all()):
                 raise RunError(f"the features of layer {name!r} are not finite: the network has diverged")

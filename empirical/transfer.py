@@ -15,7 +15,7 @@ from empirical.data.split import Split
 from empirical.features import Plan
 from empirical.probe import finetune, probe_features
 from empirical.schedule import measuring_steps
-from empirical.store import Stored, collect, full_float32
+from empirical.store import Stored, full_float32
 from empirical.studies.transfer import FEATURE_PROBES, Transfer
 from empirical.train import Report, Training, build_network, clock_of, load_data, run_training
 from ufm import measure
@@ -66,9 +66,8 @@ class Look:
     def tensors(self, training: Training) -> dict[str, Any]:
         """Return what collapse keeps, and the singular values of all centred train and test features, (min(N, d),)."""
         kept = self.coarse.tensors(training)
-        plan = self.coarse.of(training)
-        for split, data in (("train", training.train), ("test", training.test)):
-            features = collect(training.network, plan, data, device=training.device).features[LAYER].double()
+        for split, stored in zip(("train", "test"), self.coarse.stored(training), strict=True):
+            features = stored.features[LAYER].double()
             kept[f"{LAYER}/{split}/feature_spectrum"] = torch.linalg.svdvals(features - features.mean(0)).cpu().numpy()
         return kept
 

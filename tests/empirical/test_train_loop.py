@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from empirical import collapse
 from empirical import train as loop
 from empirical import training as setting_up
 from empirical.experiment import LOSSES, Experiment
@@ -322,3 +323,27 @@ def test_cuda_trains_to_the_same_place(tmp_path, changed):
         run_training(experiment, run, observe=look, device=torch.device("cuda"))
         on_gpu = run.rows("metrics.jsonl")[-3]["value"]
     assert on_gpu == pytest.approx(on_cpu, rel=0.05)
+
+
+def test_what_stays_of_a_finished_training_is_of_the_last_looks_forward_pass(tmp_path, monkeypatch):
+    passes, plain = [], collapse.collect_together
+
+    def counted(network, plan, data, **more):
+        passes.append(len(data))
+        return plain(network, plan, data, **more)
+
+    monkeypatch.setattr(collapse, "collect_together", counted)
+    trained = set_up(small(), 0, CPU)
+    look = collapse.Look()
+    look.rows(trained)
+    assert look.last is None and len(passes) == 2  # features are not held while the network trains
+    trained.step = trained.clock.steps
+    look.rows(trained)
+    arrays = look.tensors(trained)
+    assert len(passes) == 4
+    fresh = collapse.Look().tensors(trained)
+    assert len(passes) == 6 and all(np.array_equal(arrays[name], fresh[name], equal_nan=True) for name in fresh)
+    with torch.no_grad():
+        next(trained.network.parameters()).add_(1.0)
+    changed = look.tensors(trained)
+    assert len(passes) == 8 and not np.array_equal(changed["penultimate/train/means"], arrays["penultimate/train/means"])

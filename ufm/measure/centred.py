@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -26,6 +27,7 @@ from ufm.measure.moments import ROUNDING, ClassMoments, rigid_columns
 from ufm.measure.rank import ranks
 from ufm.measure.split import SplitStatistics, project
 
+FEW = 256  # classes whose pairs are kept from one look to the next
 COINCIDE = "all class means coincide, so Sigma_B is zero"
 PARTIAL = "a class has no sample, so its row of W has no mean to be compared with"
 NO_WITHIN = "needs the within-class scatter or a second read of the features; build the moments with scatter=True"
@@ -103,10 +105,16 @@ def rounding_variance(moments: ClassMoments) -> float:
 
 def pair_mean(traces: np.ndarray, apart: np.ndarray) -> float:
     """Return the mean over pairs i < j of (v_i + v_j)/(2 |mu_i - mu_j|^2); nan if two means coincide."""
-    i, j = np.triu_indices(len(traces), 1)
-    if (apart[i, j] == 0).any():
+    i, j = _pairs(len(traces)) if len(traces) <= FEW else np.triu_indices(len(traces), 1)
+    gaps = apart[i, j]
+    if (gaps == 0).any():
         return math.nan
-    return float(((traces[i] + traces[j]) / (2 * apart[i, j])).mean())
+    return float(((traces[i] + traces[j]) / (2 * gaps)).mean())
+
+
+@functools.lru_cache(maxsize=4)
+def _pairs(number: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.triu_indices(number, 1)
 
 
 def put_scatter(found: Found, stats: SplitStatistics) -> None:
