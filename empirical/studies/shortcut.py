@@ -18,6 +18,7 @@ from ufm.spec import option
 if TYPE_CHECKING:
     from empirical.data.source import Request
 
+COLOURED = ("coloured-mnist5k", "coloured-digits")
 PRIMES = ("none", "etf", "gaussian", "shuffled")
 
 
@@ -25,7 +26,7 @@ PRIMES = ("none", "etf", "gaussian", "shuffled")
 class Shortcut(Experiment):
     """An experiment on samples with a spurious attribute, and how the network is primed with it."""
 
-    dataset: str = option("coloured-mnist5k", "data set with a spurious attribute: coloured-mnist5k or coloured-digits")
+    dataset: str = option(COLOURED[0], f"data set with a spurious attribute: {' or '.join(COLOURED)}")
     conflict: float = option(0.02, "share of train samples whose attribute is not their class's", low=0.0, high=1.0, grid=True)
     conflict_test: float | None = option(
         None, "the same of test samples (1 - 1/C: attribute and label independent)", kind="float", low=0.0, high=1.0, grid=True
@@ -46,7 +47,10 @@ class Shortcut(Experiment):
             raise RequestError(f"--loss {self.loss}: --primes {self.primes} are trained by cross-entropy; use --loss ce")
         if self.layers not in ("last", "all") and "penultimate" not in self.layers.split(","):
             raise RequestError(f"--layers {self.layers}: shortcut measures the last features by attribute; add penultimate")
-        return super().resolved()  # type: ignore[return-value]
+        made = super().resolved()
+        if made.dataset not in COLOURED:
+            raise RequestError(f"--dataset {made.dataset} has no spurious attribute; use {' or '.join(COLOURED)}")
+        return made  # type: ignore[return-value]
 
     @property
     def recipe(self) -> str:

@@ -23,7 +23,7 @@ COMMANDS = {
 }
 ARGV = {
     **{name: ["ufm", "simulate", name, "--seeds", "0:2"] for name in ("single", "deep", "flow")},
-    **{name: ["empirical", "run", name, "--dataset", "digits"] for name in ("collapse", "transfer")},
+    **{name: ["empirical", "run", name, "--dataset", "digits"] for name in ("collapse", "transfer", "shortcut")},
 }
 
 

@@ -213,7 +213,7 @@ def test_the_setting_finds_its_way_back():
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"dataset": "digits", "primes": "none", "conflict": 0.02}, "has no such size, coloured-digits"),
+        ({"dataset": "digits"}, "--dataset digits has no spurious attribute; use coloured-mnist5k or coloured-digits"),
         ({"loss": "mse"}, "--loss mse: --primes etf are trained by cross-entropy; use --loss ce"),
         ({"layers": "blocks.0"}, "add penultimate"),
         ({"colours": 5}, "the attribute has 5 values and there are 10 classes"),
