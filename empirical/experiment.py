@@ -122,6 +122,14 @@ class Experiment:
         """Flag -> when the network is looked at, each as `empirical.schedule.measuring_steps` reads it."""
         return {"--measure-at": self.measure_at}
 
+    def samples_of(self, inputs: int) -> int:
+        """Return the number of samples of the loss that `inputs` train inputs make: one each, unless a study groups them."""
+        return inputs
+
+    def stages(self, per_epoch: int) -> tuple[int, ...]:
+        """Return the steps where the stages of the training begin, and its last step; the schedule starts anew with each."""
+        return 0, self.steps or per_epoch * int(self.epochs or 1)
+
     def data_request(self) -> Request:
         """Return what the data set is asked for; a study whose data has further options adds them."""
         from empirical.data.source import Request

@@ -40,7 +40,7 @@ class LossTrace:
 
 def drawn_order(training: Training, epoch: int) -> Tensor:
     """Return the order of the samples in `epoch`: a stream of its own, so that a resume needs only the epoch's number."""
-    return torch.from_numpy(stream(training.seed, f"order-{epoch}").permutation(len(training.train)))
+    return torch.from_numpy(stream(training.seed, f"order-{epoch}").permutation(training.clock.samples))
 
 
 def order_of(training: Training, epoch: int) -> Tensor:
@@ -81,6 +81,8 @@ def batch_of(training: Training, indices: Tensor, first: int, last: int) -> tupl
     """Return (inputs as the network takes them, targets) of the places first..last of the batch `indices`, augmented if asked."""
     own = indices[first:last]
     targets = training.targets[own]
+    if training.groups is not None:
+        own = training.groups[own].flatten()
     if training.experiment.augment == "none":
         inputs = training.train.prepare(training.train.inputs[own])
     else:

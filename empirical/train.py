@@ -114,6 +114,7 @@ def _loop(training: Training, keeper: Keeper, observe: Observe, stop: Stop | Non
         if position == 0:
             order = order_of(training, epoch)
         first, last = clock.bounds(position)
+        training.begin(training)
         set_step_size(training)
         full = trace.add(take_step(training, order[first:last]))
         training.step += 1

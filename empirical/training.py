@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,11 +31,16 @@ class Recipe:
     network: (network, experiment, train, seed) -> what is trained in the place of this untrained network.
     targets: (train, experiment, seed) -> what the loss is told of each train sample, (N, ...), instead of its label.
     loss: (experiment, train) -> the mean loss of (outputs in training mode (n, ...), targets (n, ...)).
+    groups: (train, experiment, seed) -> the inputs that one sample of the loss is made of, (N', m) indices, N' the experiment's
+        `samples_of`; the network then gets them in a row, (n m, ...). None: every input is a sample.
+    begin: called before every step, also after a resume, with the training: what changes with the step beside the step size.
     """
 
     network: Callable[[nn.Module, Experiment, Split, int], nn.Module]
     targets: Callable[[Split, Experiment, int], Tensor]
     loss: Callable[[Experiment, Split], Loss]
+    groups: Callable[[Split, Experiment, int], Tensor | None] = lambda *_: None
+    begin: Callable[[Training], None] = lambda _: None
 
 
 def _objective_of(experiment: Experiment, train: Split) -> Loss:
@@ -64,6 +71,8 @@ class Training:
     objective: Loss  # of logits and labels, as measured
     minimised: Loss  # of outputs in training mode and targets
     targets: Tensor  # of the train samples
+    groups: Tensor | None  # the inputs of each train sample, where these are not one and the same
+    begin: Callable[[Training], None]  # called before every step
     optimizer: Optimizer
     clock: Clock
     due: tuple[int, ...]  # steps after which the network is measured
@@ -86,7 +95,10 @@ class Training:
     def step_size(self) -> float:
         """The step size of the next step."""
         e = self.experiment
-        return learning_rate(e.schedule, float(e.lr or 0), self.step, self.clock, e.step_epochs, e.step_factor)
+        stages = e.stages(self.clock.per_epoch)
+        number = max(0, bisect.bisect_right(stages[:-1], self.step) - 1)
+        clock = dataclasses.replace(self.clock, steps=stages[number + 1] - stages[number])
+        return learning_rate(e.schedule, float(e.lr or 0), self.step - stages[number], clock, e.step_epochs, e.step_factor)
 
 
 def load_data(experiment: Experiment, seed: int) -> tuple[Split, Split, dict[str, Any]]:
@@ -106,12 +118,13 @@ def load_data(experiment: Experiment, seed: int) -> tuple[Split, Split, dict[str
 
 
 def clock_of(experiment: Experiment, samples: int) -> Clock:
-    """Return the clock of a training on `samples` samples."""
+    """Return the clock of a training on `samples` inputs."""
+    samples = experiment.samples_of(samples)
     batch = min(experiment.batch_size or samples, samples)
     if experiment.norm == "batch" and batch < 2:
         raise RequestError(f"--batch-size {batch}: batch norm needs 2 samples or more; use --batch-size 2 or --norm none")
     clock = Clock(samples, batch, 1)
-    return Clock(samples, batch, experiment.steps or clock.per_epoch * int(experiment.epochs or 1))
+    return Clock(samples, batch, experiment.stages(clock.per_epoch)[-1])
 
 
 def build_network(experiment: Experiment, train: Split, seed: int) -> nn.Module:
@@ -173,6 +186,8 @@ def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
         objective=_objective_of(experiment, train),
         minimised=recipe.loss(experiment, train),
         targets=recipe.targets(train, experiment, seed),
+        groups=recipe.groups(train, experiment, seed),
+        begin=recipe.begin,
         optimizer=optimizer_of(experiment, network),
         clock=clock,
         due=due,

@@ -13,6 +13,7 @@ STUDIES = {
     "alignment": Entry("empirical.studies.alignment:STUDY", "classes permuted over the vertices of a fixed classifier; margins"),
     "transfer": Entry("empirical.studies.transfer:STUDY", "training on coarse labels, then probes of the fine labels"),
     "shortcut": Entry("empirical.studies.shortcut:STUDY", "training on a spurious attribute, with or without primes for it"),
+    "nesy": Entry("empirical.studies.nesy:STUDY", "digits learnt from the labels of their sums alone, pretrained or not"),
 }
 
 
