@@ -8,13 +8,15 @@ colours: C, 2 to 10 (10: one for each class). Class k of the ten has the colour 
 conflict: share of train samples that have another colour than their class, drawn uniformly from the others (0.02).
 conflict_test: the same of the test samples; default 1 - 1/C, where colour and class are independent (an unbiased test set).
     With C = 2 a share of 0.9 is a colour that means the opposite at test.
+saturation: H in (0, 1]: every image's colour is mixed with white, by a share of colour drawn uniformly from [0, H]; without
+    it all colours are full. A colour of varying saturation can be always right and yet hardly visible.
 mislabelled: share of train AND test samples whose label, and with it the colour, is that of a class of another colour (0).
     Arjovsky et al. take 0.25, which makes the shape a worse guide than the colour.
 
 `Split.attribute` holds each sample's colour, (N,) integers 0..C-1, and `Split.attributes` is C (`train_attribute`,
 `test_attribute` and `attributes` of the `Source`); `conflicting(split)` tells the samples whose colour is not their class's.
-Shares are exact to one sample, drawn from the seed's streams "colour" and "mislabelled", for the test part "colour-test" and
-"mislabelled-test", after `per_class` has been taken.
+Shares are exact to one sample, drawn from the seed's streams "colour", "mislabelled" and "saturation" (the test part's end in
+"-test"), after `per_class` has been taken.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ def _coloured(name: str, source: Source, request: Request) -> Source:
     ):
         labels = _mislabelled(labels, colours, shares["--mislabelled"], stream(request.seed, f"mislabelled{suffix}"))
         attribute = _drawn(labels, colours, share, stream(request.seed, f"colour{suffix}"))
-        parts.append((_painted(images, attribute, colours), labels, attribute))
+        strength = _saturation(name, request.saturation, len(labels), stream(request.seed, f"saturation{suffix}"))
+        parts.append((_painted(images, palette(colours)[attribute], strength), labels, attribute))
     (train, train_labels, train_attribute), (test, test_labels, test_attribute) = parts
     return Source(
         train,
@@ -130,9 +133,23 @@ def _drawn(labels: np.ndarray, colours: int, share: float, draw: np.random.Gener
     return drawn
 
 
-def _painted(images: np.ndarray, attribute: np.ndarray, colours: int) -> np.ndarray:
-    """Return (N, 3, H, W) float32 from grey images (N, 1, H, W): brightness times colour. 28 x 28 become 14 x 14."""
+def _saturation(name: str, most: float | None, number: int, draw: np.random.Generator) -> np.ndarray:
+    """Return each image's share of colour, (N,)."""
+    if most is None:
+        return np.ones(number)
+    if not 0 < most <= 1:
+        raise RequestError(f"{name}: --saturation {most} must lie in (0, 1]; it is the largest share of colour in white")
+    return draw.uniform(0, most, size=number)
+
+
+def _painted(images: np.ndarray, colours: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Return (N, 3, H, W) float32 from grey images (N, 1, H, W): brightness times colour. 28 x 28 become 14 x 14.
+
+    colours: (N, 3) of unit length. strength: (N,), the share of colour in white; the mixture has unit length again.
+    """
     grey = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
     if grey.shape[-1] > 16:
         grey = grey.reshape(len(grey), 1, grey.shape[2] // 2, 2, grey.shape[3] // 2, 2).mean(axis=(3, 5))
-    return grey * palette(colours).astype(np.float32)[attribute][:, :, None, None]
+    mixed = strength[:, None] * colours + (1 - strength[:, None]) / np.sqrt(3)
+    mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
+    return grey * mixed.astype(np.float32)[:, :, None, None]

@@ -61,8 +61,8 @@ _SIZES = {
     "interpolation": ("classes", "input_dim", "signal", "noise", "test_per_class"),
     "mnist1d": ("noise", "test_per_class"),
     "moons": ("margin", "noise", "test_per_class"),
-    "coloured-digits": ("colours", "conflict", "conflict_test", "mislabelled"),
-    "coloured-mnist5k": ("colours", "conflict", "conflict_test", "mislabelled"),
+    "coloured-digits": ("colours", "conflict", "conflict_test", "mislabelled", "saturation"),
+    "coloured-mnist5k": ("colours", "conflict", "conflict_test", "mislabelled", "saturation"),
 }
 
 

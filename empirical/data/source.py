@@ -16,7 +16,7 @@ class Request:
     classes, input_dim: K and d of the generated sets (None: the set's own default).
     signal, noise: s and sigma of x = s mean_y + sigma N(0, I).
     margin: Delta of the moons (`empirical.data.generated`).
-    colours, conflict, conflict_test, mislabelled: of the coloured sets (`empirical.data.coloured`).
+    colours, conflict, conflict_test, mislabelled, saturation: of the coloured sets (`empirical.data.coloured`).
     test_per_class: generated test samples per class.
     """
 
@@ -32,6 +32,7 @@ class Request:
     conflict: float | None = None
     conflict_test: float | None = None
     mislabelled: float | None = None
+    saturation: float | None = None
     path: str = ""
 
 

@@ -12,6 +12,7 @@ STUDIES = {
     "collapse": Entry("empirical.studies.collapse:STUDY", "neural collapse on train and on test while a network is trained"),
     "alignment": Entry("empirical.studies.alignment:STUDY", "classes permuted over the vertices of a fixed classifier; margins"),
     "transfer": Entry("empirical.studies.transfer:STUDY", "training on coarse labels, then probes of the fine labels"),
+    "starvation": Entry("empirical.studies.starvation:STUDY", "a strong feature against the others, penalties on the logits"),
     "shortcut": Entry("empirical.studies.shortcut:STUDY", "training on a spurious attribute, with or without primes for it"),
     "nesy": Entry("empirical.studies.nesy:STUDY", "digits learnt from the labels of their sums alone, pretrained or not"),
 }

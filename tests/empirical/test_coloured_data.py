@@ -101,3 +101,22 @@ def test_the_second_coordinate_of_the_moons_tells_the_class_where_the_first_is_e
     folded = [np.c_[p.inputs[:, 0].abs().numpy(), p.inputs[:, 1].numpy()] for p in (train, test)]
     score = KNeighborsClassifier(15).fit(folded[0], train.labels).score(folded[1], test.labels)
     assert score > 0.7
+
+
+def test_colours_of_varying_saturation_point_the_right_way_and_can_be_hardly_visible():
+    request = Request(colours=2, conflict=0.0, conflict_test=1.0, saturation=0.4)
+    train, test, _ = data.load("coloured-digits", seed=0, coarse=(5, 5), request=request)
+    red, cyan = palette(2)
+    for part, sign in ((train, 1), (test, -1)):
+        total = part.inputs.sum((2, 3)).double().numpy()
+        lean = np.arctan2(np.sqrt(2), 1) - np.arctan2(total @ cyan, total @ red)  # from white, 54.7 degrees from red, to red
+        assert (sign * lean * (1 - 2 * part.labels.numpy()) > 0).all()
+        assert np.abs(lean).min() < 0.01 and 0.3 < np.abs(lean).max() < 0.5
+    full = data.load("coloured-digits", seed=0, coarse=(5, 5), request=Request(colours=2, conflict=0.0))[0]
+    assert torch.equal(full.labels, train.labels) and torch.allclose(full.inputs.norm(dim=1), train.inputs.norm(dim=1), atol=1e-6)
+
+
+def test_a_saturation_that_is_no_share_is_refused():
+    for most in (0.0, 1.5, float("nan")):
+        with pytest.raises(RequestError, match="--saturation"):
+            data.load("coloured-digits", seed=0, request=Request(saturation=most))
