@@ -86,6 +86,8 @@ def not_an_etf(config: Mapping[str, Any], counts: Sequence[int] = ()) -> str:
         return "wrong labels leave the classes unequal"
     if config.get("loss") in ("mse", "mse-mean") and config.get("bias") is False:
         return "MSE without a bias has an orthogonal frame for its optimum"
+    if config.get("head") == "polygon":
+        return "a classifier fixed at a polygon in a plane: the optimum is not a simplex ETF"
     if config.get("head") == "deep":
         return "a deep head has its own optimum; see `ufm predict deep`"
     return ""

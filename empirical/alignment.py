@@ -35,7 +35,8 @@ from ufm.record import Run
 from ufm.seeds import stream
 
 PLACE = {"layer": "network", "centres": "self"}
-NC1 = ("nc1_pinv", "nc1_pinv_strong")
+ON_TRAIN = ("nc1_pinv", "ncc_error")
+ON_TEST = ("nc1_pinv_strong", "nc1_pinv_weak", "nc1_pinv_between", "nc1_pinv_cross", "ncc_error", "ncc_error_between")
 COPIES = 6  # of every network's features, held while they are measured
 
 
@@ -275,19 +276,19 @@ def permutation_rows(accuracy: np.ndarray, seed: int) -> list[dict[str, Any]]:
 
 
 def collapse_rows(train: Seen, test: Seen) -> list[dict[str, Any]]:
-    """Return NC1 of the classifiers' input on train, and on test about the train means, as means over the networks."""
-    found: dict[str, list[float]] = {name: [] for name in NC1}
+    """Return NC1 of the classifiers' input on train and, in its parts, on test about the train means: means over networks."""
+    on_train, on_test = [], []
     K = train.logits.shape[2]
     with full_float32():
         for h, g in zip(train.features, test.features, strict=True):
             reference = measure.ClassMoments.of(h, train.labels, classes=K)
-            found[NC1[0]].append(measure.collapse(h, train.labels, classes=K, names=NC1[:1])[NC1[0]])
-            on_test = measure.collapse(g, test.labels, classes=K, names=NC1[1:], reference=reference)
-            found[NC1[1]].append(on_test[NC1[1]])
+            on_train.append(measure.collapse(h, train.labels, classes=K, names=ON_TRAIN))
+            on_test.append(measure.collapse(g, test.labels, classes=K, names=ON_TEST, reference=reference))
     rows = []
-    for (name, values), split, centres in zip(found.items(), ("train", "test"), ("self", "train"), strict=True):
-        row = _row(split, name, float(np.mean(values)), "it does not exist for a network of this training")
-        rows.append(row | {"layer": "penultimate", "centres": centres})
+    for split, centres, found, names in (("train", "self", on_train, ON_TRAIN), ("test", "train", on_test, ON_TEST)):
+        place = {"layer": "penultimate", "centres": centres}
+        means = {name: float(np.mean([one[name] for one in found])) for name in names}
+        rows += [_row(split, name, mean, "it does not exist for one of the networks") | place for name, mean in means.items()]
     return rows
 
 

@@ -66,10 +66,10 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     if not cells:
         raise RequestError("the rows hold no permutations; draw runs of `empirical run alignment --vertices polygon`")
     permuted = [cell for cell in cells if setting_of(known[cell]).get("permutations") not in (None, 1)]
-    if not permuted or len(permuted) > MOST:
-        raise RequestError(
-            f"the runs hold {len(permuted)} settings of several permutations; the figure alignment draws 1 to {MOST}: name those"
-        )
+    if not permuted:
+        raise RequestError("the runs hold one permutation each; name a run of `empirical run alignment --permutations 10` too")
+    if len(permuted) > MOST:
+        raise RequestError(f"the runs hold {len(permuted)} settings of several permutations; the figure draws {MOST}: name those")
     strips = _strips(table, rows, permuted)
     learned = [cell for cell in cells if setting_of(known[cell]).get("vertices") == "learned"]
     timed = (learned or permuted)[0]

@@ -52,6 +52,7 @@ def test_outside_the_assumptions_there_is_no_etf_prediction(tmp_path, changes, w
         ({"model": "mlp", "width": 9, "depth": 4}, [100] * 10, ""),
         ({"model": "convnet", "width": 4, "depth": 3}, [6742, 5421], ""),  # MNIST's; the width is of the first block
         ({"model": "mlp", "width": 8, "depth": 4}, [], ""),
+        ({"head": "polygon", "width": 64}, [100] * 10, "fixed at a polygon"),
     ],
 )
 def test_what_the_run_says_of_its_classes_counts(config, counts, word):
