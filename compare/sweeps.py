@@ -28,7 +28,8 @@ TAKES = {
     "mean": np.mean,
     "least_step": lambda x: np.min(np.diff(x, axis=0)),  # >= 0: never falls
 }
-PER = ("cell", "seed", "slope", "best", "lowest")
+PER = ("cell", "seed", "slope", "best", "lowest", "spread", "crossing")
+AGAINST = ("slope", "crossing")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class Field:
     take: for a list, one of `TAKES`. divide, minus: another field that the number is divided by, or less.
     below, equals: turn it into 1 where it is under a number, or is that text or number, else 0; what has no value counts as 0.
     per: "cell" (every cell is a point), "seed" (the mean over a seed's cells), "slope" (of log value against log `against`,
-    within a seed), "best" (the smallest over all cells, as one point) or "lowest" (at the row of the lowest loss, as one point).
+    within a seed), "best" (the smallest over all cells, as one point), "lowest" (at the row of the lowest loss, as one point),
+    "spread" (largest less smallest over settings, of means over seeds, as one point) or "crossing" (within a seed, the place
+    along `along`, a path such as "parameters.signal", at which the value last passes `level`, between cells by a line; with
+    `against` the slope of its logarithm against log `against`, one curve for each value of that option).
     """
 
     field: str
@@ -52,17 +56,25 @@ class Field:
     equals: Any = None
     per: str = "cell"
     against: str = ""
+    along: str = ""
+    level: float | None = None
 
     def __post_init__(self) -> None:
         if self.take and self.take not in TAKES:
             raise RequestError(f"take = {self.take!r} is not known; use one of {', '.join(TAKES)}")
-        if self.per not in PER or (self.per == "slope") != bool(self.against):
+        if self.per not in PER or (self.per == "slope" and not self.against) or (self.against and self.per not in AGAINST):
             raise RequestError(f"per = {self.per!r}, against = {self.against!r}: use {', '.join(PER)}; slope needs against")
+        if (self.per == "crossing") != bool(self.along) or (self.per == "crossing") != (self.level is not None):
+            raise RequestError(
+                f"per = {self.per!r}, along = {self.along!r}, level = {self.level!r}: crossing needs both, no other"
+            )
 
     def __str__(self) -> str:
         what = f"{self.field} / {self.divide}" if self.divide else self.field
         what = f"{what} - {self.minus}" if self.minus else what
         what = f"{self.take.replace('_', ' ')} of {what}" if self.take else what
+        what = f"crossing of {what} = {self.level:g} along {self.along}" if self.per == "crossing" else what
+        what = f"spread of {what}" if self.per == "spread" else what
         chosen = ", ".join(f"{name} = {value}" for name, value in self.where.items())
         return f"{what} ({chosen})" if chosen else what
 
@@ -117,6 +129,11 @@ class Sheet:
             size = {key: v if quantity.per == "best" else rows[key[1]]["loss"] for key, v in finite.items()}
             chosen = min(size, key=lambda key: size[key], default=None)
             return {} if chosen is None else {chosen: finite[chosen]}
+        if quantity.per == "spread":
+            return _spread(rows, values)
+        if quantity.per == "crossing":
+            return {(seed, 0): _crossing(quantity, [(rows[i], v) for (s, i), v in values.items() if s == seed])
+                    for seed in dict.fromkeys(s for s, _ in values)}  # fmt: skip
         seeds = {int(row["seed"]): [] for row in rows}
         for (seed, i), value in values.items():
             seeds[seed].append((_parameter(rows[i], quantity.against), value))
@@ -138,6 +155,36 @@ def _slope(pairs: Sequence[tuple[float, float]]) -> float:
     if len(np.unique(x)) < 2 or not (np.all(x > 0) and np.all(y > 0)):
         return math.nan
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], values: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], float]:
+    """Return how far the settings' means over seeds lie apart, as one point; noise only widens it."""
+    means: dict[str, list[float]] = {}
+    for (_, i), value in values.items():
+        means.setdefault(json.dumps(rows[i]["parameters"], sort_keys=True), []).append(value)
+    return {min(values): float(np.ptp([np.mean(column) for column in means.values()]))} if len(means) > 1 else {}
+
+
+def _crossing(quantity: Field, points: Sequence[tuple[Mapping[str, Any], float]]) -> float:
+    """Return where one seed's curve crosses the level, or the slope of the crossings of its curves."""
+    curves: dict[float, dict[float, list[float]]] = {}
+    for row, value in points:
+        group = _parameter(row, quantity.against) if quantity.against else 0.0
+        at = float(f"{quantity._number(reach(row, quantity.along)):.12g}")  # one place, whatever it was computed from
+        curves.setdefault(group, {}).setdefault(at, []).append(value)
+    found = [(group, last_crossing(curve, float(quantity.level or 0.0))) for group, curve in curves.items()]
+    return _slope(found) if quantity.against else found[0][1]
+
+
+def last_crossing(curve: Mapping[float, Sequence[float]], level: float) -> float:
+    """Return where the line through a curve's means last passes `level`; nan where it never does."""
+    x = np.array(sorted(curve))
+    above = np.array([np.mean(curve[at]) for at in x]) - level
+    changes = np.flatnonzero((above[:-1] < 0) != (above[1:] < 0))
+    if not len(changes) or not (np.isfinite(above).all() and np.isfinite(x).all()):
+        return math.nan
+    i = changes[-1]
+    return float(x[i] + (x[i + 1] - x[i]) * above[i] / (above[i] - above[i + 1]))
 
 
 def _one_of(found: Any, wanted: Any) -> bool:

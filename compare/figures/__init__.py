@@ -55,17 +55,17 @@ FIGURES = {
         "one or two settings of `empirical run transfer`",
         "hui2022",
     ),
-    "shortcut": Entry(
-        "compare.figures.shortcut:draw",
-        "accuracy by group of samples over training, NC1 by label and by a spurious attribute, train and test",
-        "one or two settings of `empirical run shortcut`",
-        "wang2024",
-    ),
     "alignment": Entry(
         "compare.figures.alignment:draw",
         "test accuracy by permutation of the classes over fixed vertices, and margins through the terminal phase",
         "one to four settings of `empirical run alignment`; frames drawn uniformly",
         "gao2023",
+    ),
+    "shortcut": Entry(
+        "compare.figures.shortcut:draw",
+        "accuracy by group of samples over training, NC1 by label and by a spurious attribute, train and test",
+        "one or two settings of `empirical run shortcut`",
+        "wang2024",
     ),
     "gram": Entry(
         "compare.figures.gram:draw",
@@ -103,10 +103,16 @@ FIGURES = {
         "runs of `ufm simulate flow --trajectory`",
         "mixon2020",
     ),
+    "starvation": Entry(
+        "compare.figures.starvation:draw",
+        "how a model answers to a strong and a weak feature, and what the strong one takes, under each penalty",
+        "a sweep of `ufm simulate starvation` over a number, such as --s1",
+        "pezeshki2020",
+    ),
     "phase": Entry(
         "compare.figures.phase:draw",
-        "where random starts of a deep model end: the share below deep neural collapse over what was swept",
-        "runs of `ufm simulate deep` with several seeds",
+        "where random starts of a deep model end, over what was swept; where overfitting is benign, over signal and dimension",
+        "runs of `ufm simulate deep` with several seeds, or of `ufm simulate benign`",
         "sukenik2024",
     ),
 }

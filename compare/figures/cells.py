@@ -26,6 +26,11 @@ def sweep_rows(table: Mapping[str, Any], figure: str, system: str, command: str)
     return rows
 
 
+def swept_system(table: Mapping[str, Any], system: str) -> bool:
+    """Whether a loaded table has cells of a sweep of `system`."""
+    return any("#" in name and cell.system == system for name, cell in (getattr(table, "cells", None) or {}).items())
+
+
 def differing(rows: list[dict[str, Any]], leave: tuple[str, ...] = ()) -> dict[str, list[Any]]:
     """Return option -> its values over the rows, of those that take more than one, `leave` apart."""
     found: dict[str, dict[str, Any]] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from compare.figures.axes import Legend, LogAxis, draw_curve, finish, make_square, panels, title
-from compare.figures.cells import differing, sweep_rows
+from compare.figures.cells import differing, sweep_rows, swept_system
 from compare.figures.drawing import Drawing
 from compare.figures.maps import COLORS
 from compare.figures.series import COLUMNS, Curve
@@ -58,7 +58,11 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     Raises:
         RequestError: no deep sweep, or one whose settings differ in no number.
     """
-    rows = sweep_rows(table, "phase", "deep", "`ufm simulate deep`")
+    if swept_system(table, "benign") and not swept_system(table, "deep"):
+        from compare.figures import overfitting
+
+        return overfitting.draw(sweep_rows(table, "phase", "benign", ""), style)
+    rows = sweep_rows(table, "phase", "deep", "`ufm simulate deep` or `ufm simulate benign`")
     if any(row["parameters"].get("steps") is None for row in rows):  # runs that were cut short say nothing of end points
         rows = [row for row in rows if row["parameters"].get("steps") is None]
     options = {name: v for name, v in differing(rows).items() if all(isinstance(x, (int, float)) for x in v)}

@@ -132,6 +132,24 @@ PAPERS: dict[str, Entry] = {
         "a spurious attribute that is known on train; one class for each of its values",
         "wang2024",
     ),
+    "cao2022": Entry(
+        "cao2022.toml",
+        "benign or harmful overfitting of a two-patch network: decided by n SNR^q",
+        "activation max(0, z)^q with q > 2, no flipped labels, small start",
+        "cao2022",
+    ),
+    "kou2023": Entry(
+        "kou2023.toml",
+        "the same with ReLU and flipped labels: the test error is of n mu^4 / (sigma^4 d) alone",
+        "ReLU, d large against n, one start and step for all",
+        "kou2023",
+    ),
+    "pezeshki2020": Entry(
+        "pezeshki2020.toml",
+        "gradient starvation: a strong feature keeps others from being learnt, a penalty on the logits does not let it",
+        "linearised model, logistic loss; moons and coloured digits with a feature that suffices on train",
+        "pezeshki2020",
+    ),
     "general": Entry(
         "general.toml",
         "what must hold for every measured network: the test floor and the test identity",

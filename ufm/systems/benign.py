@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ufm.errors import RequestError
 from ufm.spec import option
 from ufm.systems import Cost, System
+from ufm.theory import benign as theory
 
 INITS = ("fixed", "fan_in")
+SIGNAL = 5.0
 LARGE = 1e100  # so that squares stay finite
 MOST_STEPS = 10_000_000
 MOST = 5_000  # vectors (samples, filters): their Gram matrix is kept
@@ -20,7 +23,11 @@ class Benign:
 
     samples: int = option(20, "n, training points, >= 1", low=1, high=MOST, grid=True)
     dim: int = option(1000, "d, dimension of a patch, >= 2; costs nothing", low=2, grid=True)
-    signal: float = option(5.0, "norm of the signal mu, >= 0", low=0, high=LARGE, grid=True)
+    signal: float = option(None, "norm of the signal mu, >= 0 [default: 5]", kind="float", low=0, high=LARGE, grid=True)
+    snr: float = option(None, "instead of --signal: SNR = |mu| / (sigma sqrt(d))", kind="float", low=0, high=LARGE, grid=True)
+    variable: float = option(
+        None, "instead of --signal: n SNR^q where q > 2, else kappa = n d SNR^4", kind="float", low=0, high=LARGE, grid=True
+    )
     noise: float = option(1.0, "sigma, deviation of each coordinate of the noise, > 0", low=0, strict=True, high=LARGE, grid=True)
     orthogonal: bool = option(False, "noise orthogonal to mu")
     filters: int = option(10, "m, filters of each sign", low=1, high=MOST, grid=True)
@@ -37,8 +44,24 @@ class Benign:
     test_points: int = option(1000, "directions that the test error is averaged over; lengths are integrated", low=10, high=10**7)
 
 
+def signal_of(spec: Benign) -> float:
+    """Return the norm of the signal, however it was given."""
+    if spec.snr is not None:
+        return spec.snr * spec.noise * math.sqrt(spec.dim)
+    if spec.variable is not None:
+        if spec.q > 2:
+            return theory.power_border(spec.samples, spec.noise, spec.dim, spec.q, level=spec.variable)
+        return theory.kappa_border(spec.samples, spec.noise, spec.dim, level=spec.variable)
+    return SIGNAL if spec.signal is None else spec.signal
+
+
 def check(spec: Benign) -> Cost:
     """Return what a cell costs; RequestError where the numbers of a cell cannot go together."""
+    given = [f"--{name} {value:g}" for name in ("signal", "snr", "variable") if (value := getattr(spec, name)) is not None]
+    if len(given) > 1:
+        raise RequestError(f"{' and '.join(given)} both say how strong the signal is; give one of them")
+    if not signal_of(spec) <= LARGE:
+        raise RequestError(f"{given[0]} is a signal of norm {signal_of(spec):.3g}; at most {LARGE:g}: use a smaller value")
     rows, columns = 2 * spec.filters, spec.samples + 1
     if rows + columns > MOST:
         raise RequestError(
@@ -66,7 +89,7 @@ SYSTEM = System(
     naming=("q", "samples", "dim"),
     examples=(
         ("ufm simulate benign --dim 100:1090:34 --signal 0:9.9:34 --flip .1", "4 s"),
-        ("ufm simulate benign --q 3 --orthogonal --signal 2:30:15 --steps 500 --seeds 0:5", "3 s"),
+        ("ufm simulate benign --q 3 --orthogonal --variable .03:30:13log --init-scale .003 --steps 1000 --seeds 0:5", "3 s"),
     ),
     reference=("cao2022", "kou2023"),
 )

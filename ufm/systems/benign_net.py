@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ufm import seeds
+from ufm.systems.benign import signal_of
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +119,7 @@ class Nets:
             start_gram=filters @ filters.mT,
             clean=put([one.clean for one in draws]),
             labels=put([one.labels for one in draws]),
-            signal=put([spec.signal for spec in specs]),
+            signal=put([signal_of(spec) for spec in specs]),
             noise=put([spec.noise for spec in specs]),
             rate=put([spec.lr for spec in specs]),
             sign=put([half] * first.filters + [-half] * first.filters),

@@ -9,7 +9,7 @@ import numpy as np
 
 from ufm.solution import Status
 from ufm.systems import Task
-from ufm.systems.benign import Benign
+from ufm.systems.benign import Benign, signal_of
 from ufm.theory import benign as theory
 
 
@@ -84,7 +84,8 @@ def _row(spec: Benign, found: dict[str, float]) -> dict[str, Any]:
         "status": (Status.DIVERGED if lost else Status.ARRIVED).value,
         "loss": found["loss"],
         "variable": known.variable,
-        "snr": theory.snr(spec.signal, spec.noise, spec.dim),
+        "signal": signal_of(spec),
+        "snr": theory.snr(signal_of(spec), spec.noise, spec.dim),
         "side": known.side,
         "prediction": prediction_of(spec, known),
         "measures": measures,
@@ -102,7 +103,7 @@ def regime_of(spec: Benign) -> theory.Regime:
     return theory.regime(
         samples=spec.samples,
         dim=spec.dim,
-        signal=spec.signal,
+        signal=signal_of(spec),
         noise=spec.noise,
         q=spec.q,
         flip=spec.flip,
@@ -122,6 +123,7 @@ def prediction_of(spec: Benign, known: theory.Regime) -> dict[str, Any]:
         "assumptions": list(known.assumptions),
         "reference": known.reference,
         "tolerance": None,
+        "variable_name": known.variable_name,
     }
     if known.border is not None and known.variable is not None:
         record["thresholds"] = {"power_snr": known.variable / known.border}
