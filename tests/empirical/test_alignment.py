@@ -225,6 +225,23 @@ def test_torchrun_is_refused_and_a_setting_survives_its_config(empirical, tmp_pa
     assert from_setting(study("alignment").spec, json.loads(json.dumps(made.setting()))).resolved() == made
 
 
+def test_the_same_rows_on_a_simulated_card(tmp_path, monkeypatch):
+    from simulated_card import Machine
+
+    def rows(device):
+        job = Job("alignment", alignment(vertices="polygon"), 0, str(tmp_path / device[:4]), device)
+        assert attempt(job).exit == 0
+        return [json.loads(line) for line in (job.path / "metrics.jsonl").read_text().splitlines()]
+
+    with Machine().installed(monkeypatch) as card:
+        there = rows("cuda:0")
+    here = rows("cpu")
+    assert card.operations["bmm"] + card.operations["baddbmm"] > 20 and len(there) == len(here)
+    for one, other in zip(there, here, strict=True):
+        expected = None if other["value"] is None else pytest.approx(other["value"], rel=1e-4, abs=1e-5)
+        assert one["metric"] == other["metric"] and one["value"] == expected, one
+
+
 def test_the_cost_counts_every_network():
     check = study("alignment").function("check")
     one, six = check(alignment(permutations=1, starts=1), 0), check(alignment(), 0)
