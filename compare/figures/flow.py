@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from compare.figures import shallow
 from compare.figures.axes import Legend, LogAxis, decades, draw_curve, finish, fix_ticks, panels, tick_labels, title
 from compare.figures.cells import differing, sweep_rows
 from compare.figures.drawing import Drawing
@@ -33,7 +34,7 @@ QUANTITY = {
 
 
 def draw(table: Mapping[str, Any], style: Style) -> Drawing:
-    """Draw the paths of `ufm simulate flow --trajectory`.
+    """Draw the paths of `ufm simulate flow --trajectory`; those of `ufm simulate shallow` by `compare.figures.shallow`.
 
     (a) the quantity that a closed form is about, with the closed form; (b) Tr S_W / Tr S_B (on the central path NC1);
     (c) one minus the normalised margin over its limit 1/((K-1) sqrt(n)), for balanced classes.
@@ -41,6 +42,9 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     Raises:
         RequestError: no flow in the runs, or none that keeps its path.
     """
+    cells = (getattr(table, "cells", None) or {}).items()
+    if {cell.system for name, cell in cells if "#" in name} & {"flow", "shallow"} == {"shallow"}:
+        return shallow.draw(sweep_rows(table, "flow", "shallow", "`ufm simulate shallow --trajectory`"), style)
     rows = [
         r for r in sweep_rows(table, "flow", "flow", "`ufm simulate flow --trajectory`") if isinstance(r.get("path"), Mapping)
     ]
