@@ -71,7 +71,7 @@ def test_the_loss_ends_at_the_mean_of_the_rows_and_one_law_serves_all_widths(mad
 
 
 def test_one_width_has_no_panel_over_widths_and_a_broken_run_is_told(tmp_path):
-    run(tmp_path, "shallow", [0], {**SMALL, "width": 40, "step": [0.9, 60.0], "t_end": 700.0})
+    run(tmp_path, "shallow", [0], {**SMALL, "width": 40, "step": [0.9, 60.0], "t_end": 2000.0})
     drawing = figures.draw("flow", compare.load(tmp_path), Style.of("neurips"))
     assert [ax.get_label() for ax in drawing.figure.axes] == ["modes", "loss", "far"]
     assert "1 of 2 networks diverged" in drawing.notes[-1] and collisions(drawing.figure) == []
