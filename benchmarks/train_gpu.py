@@ -21,14 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from empirical.collapse import Look
 from empirical.data.split import Split
 from empirical.experiment import Experiment
-from empirical.losses import objective
 from empirical.models import Architecture, build
-from empirical.optimise import optimizer_of
-from empirical.schedule import Clock
 from empirical.stacked import Stack
 from empirical.step import order_of, take_step
 from empirical.train import numerics
-from empirical.training import Training, set_up
+from empirical.training import Training, set_up, set_up_on
 
 MULTIPLICATIONS = 0.5566e9  # of a ResNet-18 with the CIFAR stem, one image of 32 x 32
 EPOCHS, LOOKS = 350, 40  # of the run whose time is estimated
@@ -96,28 +93,16 @@ def images(number: int, side: int) -> Split:
 def resnet(size: Size, augment: str) -> Training:
     """A ResNet-18 as `empirical run collapse --model resnet18 --precision bf16 --compile` trains it."""
     experiment = Experiment(
-        dataset="cifar10", model="resnet18", precision=size.precision, compile=size.compiled, epochs=EPOCHS, augment=augment
+        dataset="cifar10",
+        model="resnet18",
+        precision=size.precision,
+        compile=size.compiled,
+        epochs=EPOCHS,
+        batch_size=size.batch,
+        augment=augment,
     ).resolved()
-    train, test = images(size.train, size.side).to(size.device), images(size.test, size.side).to(size.device)
-    network = build("resnet18", Architecture((3, size.side, size.side), 10), 0)
-    network = network.to(size.device, memory_format=torch.channels_last)
-    clock = Clock(size.train, size.batch, EPOCHS * (size.train // size.batch))
-    return Training(
-        experiment=experiment,
-        seed=0,
-        device=size.device,
-        train=train,
-        test=test,
-        info={},
-        network=network,
-        forward=torch.compile(network, dynamic=False) if size.compiled else network,
-        objective=objective("ce"),
-        minimised=objective("ce"),
-        targets=train.labels,
-        optimizer=optimizer_of(experiment, network),
-        clock=clock,
-        due=(),
-    )
+    pictures = images(size.train, size.side), images(size.test, size.side)
+    return set_up_on(experiment, 0, size.device, *pictures, {})
 
 
 def step_seconds(training: Training, size: Size, trials: int) -> float:

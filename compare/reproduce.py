@@ -180,10 +180,11 @@ def _sweep(plan: Plan, scale: str, name: str, out: str | Path, workers: int, dev
     resume = f"compare reproduce {shlex.quote(name)} --scale {scale} --out {shlex.quote(str(out))}"
     computed = 0
     for key, one in plan.sweeps.items():
+        here = where if one.system.gpu else "cpu"
         # Starting processes takes longer than a small sweep.
-        processes = 1 if one.seconds < SMALL or where != "cpu" else workers or len(_cores(os))
+        processes = 1 if one.seconds < SMALL or here != "cpu" else workers or len(_cores(os))
         outcome = sweep.execute(
-            one, root=out, device=where, workers=processes, environment=environment(where, seed=None), resume=resume
+            one, root=out, device=here, workers=processes, environment=environment(here, seed=None), resume=resume
         )
         computed += outcome.computed
         plan.folders[key] = outcome.path

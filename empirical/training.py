@@ -157,7 +157,13 @@ def check_data(experiment: Experiment, train: Split, test: Split, processes: int
 
 def set_up(experiment: Experiment, seed: int, device: torch.device) -> Training:
     """Return the training at step 0; RequestError for what a study's `check` would have refused before anything was written."""
-    train, test, info = load_data(experiment, seed)
+    return set_up_on(experiment, seed, device, *load_data(experiment, seed))
+
+
+def set_up_on(
+    experiment: Experiment, seed: int, device: torch.device, train: Split, test: Split, info: dict[str, Any]
+) -> Training:
+    """Return the training at step 0 on these data, as `load_data` returns them."""
     here = team()
     clock = check_data(experiment, train, test, here.size)
     network = build_network(experiment, train, seed)

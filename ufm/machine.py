@@ -51,10 +51,15 @@ def tf32_switches() -> list[tuple[Any, str, Any]]:
     return [(place, "allow_tf32", False) for place in (matmul, cudnn)]
 
 
-def resolve_device(name: str) -> str:
-    """Return "cpu" or "cuda:N" for what was asked; RequestError for a device that is not there."""
-    if name == "cpu":
+def resolve_device(name: str, gpu: bool = True) -> str:
+    """Return "cpu" or "cuda:N" for what was asked; RequestError for a device that is not there.
+
+    gpu: whether what is to be computed can use one; if not, "auto" is the CPU and a GPU by name is refused.
+    """
+    if name == "cpu" or (name == "auto" and not gpu):
         return "cpu"
+    if not gpu:
+        raise RequestError(f"--device {name}: this is computed on the CPU only; use --device cpu or auto")
     import torch
 
     number = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -19,18 +19,17 @@ import gc
 import os
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 HERE = torch.device("cuda", 0)
 META = torch.device("meta")
-aten = torch.ops.aten
 
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "vdot", "_addmm_activation", "addbmm"}
 LOWER = PRODUCTS | {"convolution", "convolution_backward"}  # autocast computes these in bfloat16, and those in float32
@@ -110,9 +109,6 @@ class CardTensor(torch.Tensor):
         memo[id(self)] = new
         return new
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("a tensor of the simulated card cannot be sent to another process")
-
 
 class Machine:
     """The card's state, what `torch.cuda` says of it, and what was done with it.
@@ -164,7 +160,7 @@ class Machine:
 
     def wrapped(self, value: Any) -> Any:
         """Return the tensors of a nested value on the card."""
-        return tree_map_only(torch.Tensor, lambda t: t if isinstance(t, CardTensor) else CardTensor(t, self), value)
+        return _changed(value, lambda t: t if isinstance(t, CardTensor) else CardTensor(t, self))
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Do one operation of the dispatcher wherever its tensors are."""
@@ -187,18 +183,18 @@ class Machine:
         known = {id(card.held): card for card in cards}
         if device is not None:
             kwargs = kwargs | {"device": torch.device("cpu")}
-        with self._drawing(func):
+        with self._drawing(func, kwargs):
             out = _computed(func, name, _held(args), _held(kwargs), self.autocast)
         if torch.Tag.inplace_view in func.tags and cards[0].shape != cards[0].held.shape:
             raise NotImplementedError(f"{func} changes a shape in place; the simulated card does not follow that")
-        return tree_map_only(torch.Tensor, lambda t: known[id(t)] if id(t) in known else CardTensor(t, self), out)
+        return _changed(out, lambda t: known[id(t)] if id(t) in known else CardTensor(t, self))
 
     def _created(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """Make a tensor on the card from sizes, or copy one there."""
         self.operations[name] += 1
         if name == "_to_copy":
             self.sent[name] += 1
-        with self._drawing(func):
+        with self._drawing(func, kwargs):
             return self.wrapped(func(*args, **kwargs | {"device": torch.device("cpu")}))
 
     def _copied(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -237,9 +233,6 @@ class Machine:
             raise RuntimeError(f"{TWO_DEVICES} (when checking arguments of {func})")
         if name in WAITS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
             self.waits[name] += 1
-        generator = kwargs.get("generator")
-        if generator is not None and generator.device.type == "cpu":
-            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         if name in PRODUCTS:
             kind = next(t for t in args if isinstance(t, CardTensor)).dtype
             if not (kind.is_floating_point or kind.is_complex):
@@ -262,11 +255,13 @@ class Machine:
             )
 
     @contextlib.contextmanager
-    def _drawing(self, func: Any) -> Iterator[None]:
+    def _drawing(self, func: Any, kwargs: dict[str, Any]) -> Iterator[None]:
         """Let random numbers come from the card's own generator."""
         if torch.Tag.nondeterministic_seeded not in func.tags:
             yield
             return
+        if kwargs.get("generator") is not None:
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         before = torch.default_generator.get_state()
         torch.default_generator.set_state(self.random)
         try:
@@ -288,23 +283,16 @@ class Machine:
         )
         return {
             "_lazy_init": lambda: None,
-            "_is_in_bad_fork": lambda: False,
-            "is_initialized": lambda: True,
             "is_available": lambda: True,
             "device_count": lambda: 1,
-            "current_device": lambda: 0,
             "set_device": lambda device: None,
             "get_device_name": lambda device=None: properties.name,
             "get_device_properties": lambda device=None: properties,
-            "get_device_capability": lambda device=None: (9, 0),
             "is_bf16_supported": lambda including_emulation=True: True,
             "is_current_stream_capturing": lambda: False,
             "mem_get_info": lambda device=None: (self.memory - self.allocated, self.memory),
             "memory_allocated": lambda device=None: self.allocated,
             "memory_reserved": lambda device=None: self.allocated,
-            "max_memory_allocated": lambda device=None: self.peak,
-            "reset_peak_memory_stats": lambda device=None: setattr(self, "peak", self.allocated),
-            "empty_cache": lambda: None,
             "synchronize": lambda device=None: self.waits.update(["synchronize"]),
             "manual_seed": self.seeded,
             "manual_seed_all": self.seeded,
@@ -382,6 +370,12 @@ class _Asked(TorchFunctionMode):
                 return own.held.data_ptr()
             if name in ("share_memory_", "storage", "__dlpack__", "set_"):
                 raise NotImplementedError(f"{name} of a tensor of the simulated card")
+        if name in ("__getitem__", "__setitem__") and isinstance(
+            own, CardTensor
+        ):  # C++ would make an empty meta tensor of a list
+            args = (own, _places(args[1]), *args[2:])
+        if name == "new_tensor" and isinstance(own, CardTensor):
+            return torch.tensor(*args[1:], **{"dtype": own.dtype} | kwargs, device="cpu").to(META)
         if name in ("tensor", "as_tensor", "asarray", "from_numpy", "frombuffer") and types == ():
             return self._made(func, args, kwargs)
         if name == "cuda" and own is not None:
@@ -441,7 +435,7 @@ def _computed(func: Any, name: str, args: Any, kwargs: dict[str, Any], autocast:
         kind = torch.float32
     else:
         return func(*args, **kwargs)
-    args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(kind) if t.dtype.is_floating_point else t, (args, kwargs))
+    args, kwargs = _changed((args, kwargs), lambda t: t.to(kind) if t.dtype.is_floating_point else t)
     if name.endswith("softmax_backward_data"):
         args = (*args[:-1], kind)
     return func(*args, **kwargs)
@@ -458,13 +452,28 @@ def _behind(value: Any) -> Any:
     return value
 
 
+def _places(index: Any) -> Any:
+    """Return an index whose lists and arrays are tensors of the CPU."""
+    if isinstance(index, tuple):
+        return tuple(map(_places, index))
+    return torch.as_tensor(index) if isinstance(index, (list, np.ndarray)) and len(index) else index
+
+
 def _is_card(device: Any, genuine_meta: int) -> bool:
     kind = torch.device(device).type
     return kind == "cuda" or (kind == "meta" and not genuine_meta)
 
 
 def _held(value: Any) -> Any:
-    return tree_map_only(CardTensor, lambda t: t.held, value)
+    return _changed(value, lambda t: t.held if isinstance(t, CardTensor) else t)
+
+
+def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_changed(part, change) for part in value)
+    return {key: _changed(part, change) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def _sort(value: Any, cards: list[CardTensor], others: list[torch.Tensor]) -> None:

@@ -33,7 +33,7 @@ def simulate(system: System, flags: Mapping[str, Any]) -> int:
     plan = sweep.plan(system, request.values, request.grid, request.seeds, shard=shard, workers=workers)
     if options["dry_run"]:
         return _dry_run(plan, workers, options["json"])
-    device = machine.resolve_device(device)
+    device = machine.resolve_device(device, system.gpu)
     if system.validate:
         resolve_target(system.validate)([build(system.spec, cell) for cell in plan.cells])
     from ufm.provenance import environment

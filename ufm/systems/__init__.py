@@ -45,6 +45,7 @@ class System:
         columns, predict_columns: what the table on screen shows; "a.b" reaches into a nested record.
         naming: the options whose values make the run's readable name.
         chunk_seconds: how long a chunk takes at most; a system that gains from large batches takes longer ones.
+        gpu: whether it computes on a GPU; else on the CPU, whatever the machine has.
         version: of the definition of what is computed; part of the run's hash.
         examples: two (command, how long it takes).
         reference: keys of `ufm.references.REFERENCES` that every run of the system cites.
@@ -61,6 +62,7 @@ class System:
     naming: tuple[str, ...]
     validate: str = ""
     chunk_seconds: float = 2.0
+    gpu: bool = True
     version: int = 1
     examples: tuple[tuple[str, str], ...] = ()
     reference: tuple[str, ...] = field(default=())

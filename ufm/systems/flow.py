@@ -94,6 +94,7 @@ SYSTEM = System(
     columns=("loss", "law", "law_error", "end.nc1_ratio", "end.margin", "end.imbalance_drift", "evaluations", "status"),
     predict_columns=("law", "reference", "quantity", "limit", "reason"),
     naming=("loss", "init", "classes"),
+    gpu=False,
     examples=(
         ("ufm simulate flow --init subspace --t-end 150 --trajectory", "2 s"),
         ("ufm simulate flow --init random --init-scale 0.1,0.03,0.01 --seeds 0:5", "5 s"),
