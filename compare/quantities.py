@@ -16,7 +16,8 @@ from compare.sweeps import Field, Sheet
 def series(table: Table | Sheet, quantity: Quantity | Field) -> dict[tuple[int, int], float]:
     """Return (seed, epoch) -> value of a quantity in the table of one cell; "last" gives each seed's last epoch.
 
-    "fitted" gives each seed's first epoch of train error 0; seeds that never get there are left out.
+    "fitted" gives each seed's first epoch of train error 0; seeds that never get there are left out. "mean" gives each seed's mean
+    over its measured epochs, at the last of them.
     Of a sweep's sheet: (seed, row) -> value of a field.
     """
     if isinstance(quantity, Field):
@@ -30,7 +31,15 @@ def series(table: Table | Sheet, quantity: Quantity | Field) -> dict[tuple[int, 
         some = _fitted(table, some)
     some = some.take(~some.mask(flag="degenerate"))  # scatter of one sample per class is 0 whatever the network does
     values = some.data["value"] * quantity.factor
+    if quantity.epoch == "mean":
+        return _means(some.data["seed"], some.data["epoch"], values)
     return dict(zip(zip(some.data["seed"].tolist(), some.data["epoch"].tolist(), strict=True), values.tolist(), strict=True))
+
+
+def _means(seeds: np.ndarray, epochs: np.ndarray, values: np.ndarray) -> dict[tuple[int, int], float]:
+    """Return (seed, last epoch) -> mean of the seed's values, nan where one of them does not exist."""
+    own = {int(seed): seeds == seed for seed in np.unique(seeds)}
+    return {(seed, int(epochs[rows].max())): float(values[rows].mean()) for seed, rows in own.items()}
 
 
 def _fitted(table: Table, some: Table) -> Table:

@@ -67,6 +67,12 @@ FIGURES = {
         "one or two settings of `empirical run shortcut`",
         "wang2024",
     ),
+    "nesy": Entry(
+        "compare.figures.nesy:draw",
+        "accuracy on digits of which only sums are labelled, and NC1 by the unseen digits, from scratch and pretrained",
+        "runs of `empirical run nesy`: up to three numbers of operands, one setting of each start",
+        "daniele2024",
+    ),
     "gram": Entry(
         "compare.figures.gram:draw",
         "cosines between class means as heat maps (predicted, train, test); Gram matrices of a theory sweep beside theory's",

@@ -150,6 +150,12 @@ PAPERS: dict[str, Entry] = {
         "linearised model, logistic loss; moons and coloured digits with a feature that suffices on train",
         "pezeshki2020",
     ),
+    "daniele2024": Entry(
+        "daniele2024.toml",
+        "digits learnt from the labels of their sums alone: what a plain network pretrained on the same labels is worth",
+        "an exact probabilistic sum; every digit and every sum occurs",
+        "daniele2024",
+    ),
     "general": Entry(
         "general.toml",
         "what must hold for every measured network: the test floor and the test identity",
@@ -163,8 +169,9 @@ KINDS = ("equivalence", "ratio", "bound", "identity", "law", "share")
 
 @dataclass(frozen=True)
 class Quantity:
-    """One measured number: which measure, of which split, layer, centres and epoch ("last", "all", "fitted" or a number).
+    """One measured number: which measure, of which split, layer, centres and epoch ("last", "all", "mean", "fitted" or a number).
 
+    "mean" is the mean over all epochs at which a seed was measured: the area under its curve.
     "fitted" is each seed's first measured epoch at which no train sample is misclassified: where the terminal phase begins.
     cell: of a ratio's `over`, another cell of the paper, so that the same seeds are compared under two settings.
     """
@@ -179,7 +186,7 @@ class Quantity:
 
     def __str__(self) -> str:
         scale = "" if self.factor == 1 else f"{self.factor:g} x "
-        words = {"last": "", "all": ", every epoch", "fitted": ", first epoch of train error 0"}
+        words = {"last": "", "all": ", every epoch", "fitted": ", first epoch of train error 0", "mean": ", mean over epochs"}
         when = words.get(self.epoch, f", epoch {self.epoch}")
         return f"{scale}{self.measure} ({self.split}, {self.layer}, {self.centres} centres{when})"
 
@@ -237,14 +244,15 @@ class Claim:
         if isinstance(over, Field):
             over = over.changed({k: v for k, v in change.items() if k == "where"})
         if isinstance(over, Quantity):
-            over = over.changed({**change, "factor": change.get("over_factor", over.factor)})
+            factor, cell = change.get("over_factor", over.factor), change.get("over_cell", over.cell)
+            over = over.changed({**change, "factor": factor, "cell": cell})
         value = self.value.changed({k: v for k, v in change.items() if k != "factor" or isinstance(self.value, Field)})
         return dataclasses.replace(self, name=f"{self.name}-control", value=value, over=over, null=None, control={}, **changes)
 
 
 # What a control or a null may change: a quantity's fields, the claim's numbers, the cell that is read, the kind of noise.
 OWN = {"predicted", "tolerance", "least", "least_each", "terms"}
-CHANGES = {f.name for kind in (Quantity, Field) for f in dataclasses.fields(kind)} | OWN | {"over_factor", "cell", "random"}
+CHANGES = {f.name for kind in (Quantity, Field) for f in dataclasses.fields(kind)} | OWN | {"over_factor", "over_cell", "cell", "random"}
 
 
 @dataclass(frozen=True)
@@ -349,8 +357,8 @@ def _quantity(where: str, record: Any) -> Quantity | Field | float:
         return Field(**record)
     _known(where, "a quantity", record, {f.name for f in dataclasses.fields(Quantity)})
     made = Quantity(**record)
-    if made.epoch not in ("last", "all", "fitted") and (isinstance(made.epoch, bool) or not isinstance(made.epoch, int)):
-        raise RequestError(f'{where}: epoch {made.epoch!r} of {made.measure} is not "last", "all", "fitted" or a number')
+    if made.epoch not in ("last", "all", "mean", "fitted") and (isinstance(made.epoch, bool) or not isinstance(made.epoch, int)):
+        raise RequestError(f'{where}: epoch {made.epoch!r} of {made.measure} is not "last", "all", "mean", "fitted" or a number')
     return made
 
 

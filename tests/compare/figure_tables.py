@@ -181,6 +181,32 @@ def shortcut(kinds=("etf", "none")):
     return table_of(lines, cells)
 
 
+def nesy(operands=(2, 10)):
+    """Return trainings on sums: with ten operands the pretrained ones are ahead, and the frozen one stays behind at the end."""
+    lines, cells = [], {}
+    for m in operands:
+        for start in ("frozen", "scratch", "finetune"):
+            name, before = f"sums-{m}-{start}", 0 if start == "scratch" else 4
+            for seed in range(3):
+                draw = np.random.default_rng(seed)
+                for epoch in range(before + 7):
+                    done = max(0.0, epoch - before) / 6
+                    top, rate = {"frozen": (0.6, 3.0), "scratch": (0.95, m / 5), "finetune": (0.95, 0.3)}[start]
+                    values = {
+                        ("test", "penultimate", "nc1_pinv"): 2.0 / (1 + 0.3 * (epoch if start != "frozen" else min(epoch, 4)))
+                    }
+                    if epoch >= before:
+                        values["test", "network", "digit_accuracy"] = 0.1 + (top - 0.1) * done**rate
+                    for (split, layer, measure), value in values.items():
+                        value *= float(np.exp(0.02 * draw.standard_normal()))
+                        row = (epoch, 16 * epoch, split, layer, "self", measure, value, np.nan, "")
+                        lines.append(("daniele2024", name, seed, *row))
+            setting = {"dataset": "digits", "operands": m, "start": start, "pretrain_epochs": before or None}
+            results = {seed: {"data": {"train": 1000, "test": 797, "classes": 10}} for seed in range(3)}
+            cells[name] = Cell(name, "nesy", "", setting, {}, (0, 1, 2), results)
+    return table_of(lines, cells)
+
+
 def arrays(seed, classes=5, dim=16, test=0.35):
     """Return the arrays that a training keeps, for Gaussian features about a simplex ETF; test ones are wider."""
     draw = np.random.default_rng(seed)
@@ -261,6 +287,7 @@ _ROOT = tempfile.TemporaryDirectory()
 _MAKERS = {"sweep": sweep, "samples": samples, "transfer": transfer, "shortcut": shortcut} | dict.fromkeys(
     ("gram", "confusion", "spectrum", "geometry"), lambda: run_folder(Path(_ROOT.name) / "arrays")
 )
+_MAKERS |= {"nesy": nesy}
 _OWN = {"loss": "ce", "weight_decay": 1e-3, "norm": "none", "bias": False}
 _MAKERS |= {"calibration": lambda: run_folder(Path(_ROOT.name) / "own", config=_OWN)}
 _MAKERS |= {"flow": lambda: flows(Path(_ROOT.name) / "flows"), "phase": lambda: ends(Path(_ROOT.name) / "ends")}

@@ -46,7 +46,7 @@ class Numbers:
         self.values = {}
 
     def place(self, cell, quantity):
-        epoch = {"last": LAST, "all": LAST, "fitted": FIT}.get(quantity.epoch, quantity.epoch)
+        epoch = {"last": LAST, "all": LAST, "mean": LAST, "fitted": FIT}.get(quantity.epoch, quantity.epoch)
         return (quantity.cell or cell, quantity.measure, quantity.split, quantity.layer, quantity.centres, epoch)
 
     def put(self, cell, quantity, value):

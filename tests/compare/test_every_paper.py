@@ -41,6 +41,9 @@ def _cheap(name, cell):
     if cell["study"] == "alignment":
         few = {key: min(options[key], 2) for key in ("permutations", "starts")}
         return {**cell, "options": {**options, **few, "width": 12, "depth": 1, "steps": 2}}
+    if cell["study"] == "nesy":
+        short = {"pretrain_epochs": 1} if "pretrain_epochs" in options else {}
+        return {**cell, "options": {**options, **short, "repeats": 1, "plain_width": 8, "width": 8, "depth": 1, "steps": 2}}
     small = {**STUB, "layers": options.get("layers", "last"), "depth": min(options.get("depth", 2), 6)}
     return {**cell, "options": {**options, **small, "steps": 2}}
 
