@@ -271,3 +271,12 @@ def test_cost_counts_the_starts_of_narrow_problems():
     assert narrow.seconds > 60 > wide.seconds
     assert 3 < check(Single(classes=100, dim=33)).seconds < 60
     assert check(Single(classes=200, dim=64, method="exact")).seconds < 5
+
+
+@pytest.mark.parametrize(("classes", "dim", "seconds"), [(3, 2, 0.3), (10, 4, 1.3), (16, 8, 6.0), (24, 10, 9.0)])
+def test_cost_counts_the_moves_of_non_negative_features(classes, dim, seconds):
+    """Against what these took on one core."""
+    cost = check(Single(classes=classes, dim=dim, per_class=10, features="nonnegative"))
+    assert seconds / 4 < cost.seconds < 4 * seconds
+    assert cost.seconds > 2 * check(Single(classes=classes, dim=2 * classes, per_class=10, features="nonnegative")).seconds
+    assert cost.memory > check(Single(classes=classes, dim=dim, per_class=10)).memory
