@@ -147,6 +147,11 @@ class Experiment:
         """Name, "module:object", of the `empirical.training.Recipe` of a study that trains in a way of its own; else ""."""
         return ""
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Keys of `ufm.references` for the method of a study, which the result names for `ufm cite`."""
+        return ()
+
     def setting(self) -> dict[str, Any]:
         """Return what identifies the training, for the run folder's hash."""
         fields = dataclasses.asdict(self)

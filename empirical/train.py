@@ -180,6 +180,7 @@ def measure(training: Training, keeper: Keeper, observe: Observe) -> str | None:
 def finish(training: Training, run: Run, status: str) -> dict[str, Any]:
     """Return the result of a training that ended."""
     last = [row for row in run.rows(METRICS) if row["step"] == training.measured]
+    cited = list(training.experiment.references)
     return {
         "status": status,
         "ok": status == FINISHED,
@@ -193,7 +194,7 @@ def finish(training: Training, run: Run, status: str) -> dict[str, Any]:
         "data": training.info,
         "final": {_place(row): row["value"] for row in last},
         "flags": {_place(row): row["flag"] for row in last if "flag" in row},
-    }
+    } | ({"references": cited} if cited else {})
 
 
 def _place(row: Mapping[str, Any]) -> str:

@@ -57,6 +57,11 @@ class Shortcut(Experiment):
         """The primed training, or the plain one."""
         return "" if self.primes == "none" else "empirical.primes:RECIPE"
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The method of the primes."""
+        return () if self.primes == "none" else ("wang2024",)
+
     def data_request(self) -> Request:
         """Return what the data set is asked for, with how its attribute is drawn."""
         drawn = {"conflict": self.conflict, "conflict_test": self.conflict_test, "colours": self.colours}

@@ -5,6 +5,7 @@ from synthetic_runs import write_training
 from compare import points
 from compare.derived import with_derived
 from compare.load import load
+from compare.papers import Quantity
 from compare.rows import Cell
 
 
@@ -82,3 +83,13 @@ def test_damaged_arrays_are_left_out(tmp_path):
 def test_the_result_says_how_many_test_points_and_classes_there_were():
     cell = Cell("c", "collapse", "nowhere", {}, {}, (0,), {0: {"data": {"test": 797, "counts": [100, 100, 0]}}})
     assert points.sample_size(cell, (0,)) == 797 and points.classes_of(cell, (0,)) == 2
+
+
+def test_a_share_of_a_group_has_the_error_of_the_groups_size(tmp_path):
+    aligned = np.repeat(np.array([1, 0], np.uint8), [40, 360])
+    folder = write_training(tmp_path, seeds=[0], tensors={"test/aligned": aligned})
+    cell = load(folder).cells[folder.name]
+    for measure, size in (("accuracy_aligned", 40), ("accuracy_conflicting", 360), ("attribute_followed", 360)):
+        assert points.is_count(measure)
+        found = points.sample_error(cell, 0, Quantity(measure, split="test", layer="network"), 0.5)
+        assert found == pytest.approx(0.5 / np.sqrt(size), rel=0.06)  # but for the two of each that Agresti and Coull add

@@ -82,6 +82,13 @@ def test_primes_are_a_simplex_or_directions():
         prime_vectors("etf", 6, 5, np.random.default_rng(1))
 
 
+def test_a_primed_run_cites_its_method(tmp_path):
+    from ufm.commands.cite import use_of
+
+    cited = {primes: use_of(rows_at(tmp_path, small(primes=primes, epochs=2))[1].parent) for primes in ("none", "etf")}
+    assert "wang2024" in cited["etf"].references and "wang2024" not in cited["none"].references
+
+
 def test_a_primed_network_starts_as_the_plain_one():
     """So that two methods under one seed differ by the primes alone."""
     plain, primed = set_up(small(primes="none"), 3, CPU), set_up(small(), 3, CPU)
