@@ -32,6 +32,8 @@ SYMBOLS = {
     "depth": "Depth $L$",
     "lr": "Step size",
     "init_scale": "Initial scale $s$",
+    "s1": "Strength $s_1$",
+    "s2": "Strength $s_2$",
 }
 # The same beside a value, in a legend or above a panel: "$K=10$", "weight decay 0.005".
 _BESIDE = {

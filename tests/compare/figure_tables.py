@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from alignment_tables import alignments
-from sweep_tables import ends, flows
+from sweep_tables import ends, flows, starvations
 
 import compare
 from compare.rows import Cell
@@ -291,6 +291,7 @@ _MAKERS |= {"nesy": nesy}
 _OWN = {"loss": "ce", "weight_decay": 1e-3, "norm": "none", "bias": False}
 _MAKERS |= {"calibration": lambda: run_folder(Path(_ROOT.name) / "own", config=_OWN)}
 _MAKERS |= {"flow": lambda: flows(Path(_ROOT.name) / "flows"), "phase": lambda: ends(Path(_ROOT.name) / "ends")}
+_MAKERS |= {"starvation": lambda: starvations(Path(_ROOT.name) / "starvations")}
 _MAKERS |= {"alignment": lambda: alignments(Path(_ROOT.name) / "alignments")}
 _MADE = {}
 

@@ -33,3 +33,10 @@ def plane(root):
     options = {"classes": 3, "dim": "3:6", "depth": 3, "lambda_w": "1e-3:1e-1:5log", "steps": 700}
     run(root, "deep", range(3), options)
     return compare.load(root)
+
+
+def starvations(root):
+    """Return the table of features of two strengths under both penalties, mixed by two seeds."""
+    options = {"samples": 3, "mixing": "random", "s1": "2.5,4,8,12", "penalty": ["ridge", "decoupling"]}
+    run(root, "starvation", range(2), options)
+    return compare.load(root)

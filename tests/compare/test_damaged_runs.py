@@ -22,14 +22,14 @@ COMMANDS = {
     "verdict json": ("verdict", "{run}", "--json"),
 }
 ARGV = {
-    **{name: ["ufm", "simulate", name, "--seeds", "0:2"] for name in ("single", "deep", "flow")},
+    **{name: ["ufm", "simulate", name, "--seeds", "0:2"] for name in ("single", "deep", "flow", "starvation", "benign")},
     **{name: ["empirical", "run", name, "--dataset", "digits"] for name in ("collapse", "transfer", "shortcut")},
 }
 
 
 def make(root, system):
     environment = {**ENVIRONMENT, "argv": ARGV[system]}
-    if system in ("single", "deep", "flow"):
+    if system in ("single", "deep", "flow", "starvation", "benign"):
         with Run.create(root, system, "sweep", {"classes": 4}, environment=environment) as made:
             made.append("cells.jsonl", [{"cell": "a", "seed": 0, "status": "converged", "loss": 0.5, "parameters": {}}])
             made.finish({"status": "done"})
