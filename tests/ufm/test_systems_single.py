@@ -280,3 +280,13 @@ def test_cost_counts_the_moves_of_non_negative_features(classes, dim, seconds):
     assert seconds / 4 < cost.seconds < 4 * seconds
     assert cost.seconds > 2 * check(Single(classes=classes, dim=2 * classes, per_class=10, features="nonnegative")).seconds
     assert cost.memory > check(Single(classes=classes, dim=dim, per_class=10)).memory
+
+
+def test_the_table_of_the_sphere_shows_the_rate_and_no_other_does(ufm):
+    sphere = ("simulate", "single", "--classes", "4", "--dim", "2", "--constraint", "sphere", "--temperature", "0.5,0.05")
+    answer = ufm(*sphere)
+    head, *lines = answer.out.splitlines()
+    rates = [cell["geometry"]["rate"] for cell in ufm(*sphere, "--json").json["cells"]]
+    shown = [float(line.split()[head.split().index("rate")]) for line in lines[: len(rates)]]
+    assert len(rates) == 2 and shown == pytest.approx(rates, rel=1e-3)
+    assert "rate" not in ufm("simulate", "single", "--classes", "3", "--dim", "4").out.split()

@@ -20,6 +20,7 @@ from ufm.tables import resolve_target
 SHOWN = 40  # rows of the table; the rest is in cells.jsonl
 SHARED = (shared.Chosen, shared.Working)
 GOOD = tuple(status.value for status in Status if status.ok)
+SELDOM = ("regime", "rate")  # columns shown where a cell has something to say there
 
 
 def simulate(system: System, flags: Mapping[str, Any]) -> int:
@@ -107,8 +108,9 @@ def _table(plan: Any, outcome: Any) -> None:
             line["predicted"] = (
                 f"{format_number(line['predicted'])} " if isinstance(line["predicted"], float) else line["predicted"]
             )
-    if not any(line.get("regime") for line in rows):
-        columns.pop("regime", None)
+    for name in SELDOM:
+        if all(line.get(name) in (None, "") for line in rows):
+            columns.pop(name, None)
     print_table(rows, ["cell", *columns], spare=[name for name in columns if name not in ("loss", "predicted", "status")])
     if unproven:
         click.echo(f"* {EVIDENCE}")

@@ -191,6 +191,7 @@ SYSTEM = System(
         "measures.nc2_etf_means",
         "measures.nc3_cosine",
         "measures.nc2_to_prediction",
+        "geometry.rate",
         "status",
         "prediction.regime",
     ),
