@@ -287,6 +287,7 @@ NO_THEOREM = {
     "single": ("--classes", "3", "--dim", "1", "--lambda-w", "1e-3"),
     "deep": ("--classes", "3", "--counts", "4,5,6", "--depth", "3", "--dim", "6"),
     "flow": ("--t-end", "5"),
+    "benign": ("--q", "2", "--steps", "5"),
 }
 
 
@@ -301,7 +302,9 @@ def test_strict_is_1_where_no_prediction_applies(ufm, system):
             assert "--strict: no prediction applies to 1 of 1 cells" in answer.err
 
 
-@pytest.mark.parametrize("words", [("single", *SMALL[2:]), ("deep", "--activation", "linear"), ("flow", "--init", "subspace")])
+@pytest.mark.parametrize(
+    "words", [("single", *SMALL[2:]), ("deep", "--activation", "linear"), ("flow", "--init", "subspace"), ("benign",)]
+)
 def test_strict_is_0_where_one_does(ufm, words):
     words = [w for w in words if w not in ("--device", "cpu")]
     assert ufm("predict", *words, "--strict").code == 0
