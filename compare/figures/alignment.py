@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.figures.axes import PLAIN, Legend, LinearAxis, LogAxis, draw_curve, finish, fix_ticks, panels, time_axis, title
+from compare.figures.axes import Legend, LinearAxis, LogAxis, draw_curve, finish, fix_ticks, panels, time_axis, title
 from compare.figures.drawing import Drawing
 from compare.figures.series import COLUMNS, Curve, Measured, curve, excluded_note, seed_counts, t_half_width
 from compare.figures.settings import names, setting_of, spoken
@@ -66,6 +66,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     if not cells:
         raise RequestError("the rows hold no permutations; draw runs of `empirical run alignment --vertices polygon`")
     permuted = [cell for cell in cells if setting_of(known[cell]).get("permutations") not in (None, 1)]
+    permuted.sort(key=lambda cell: [str(setting_of(known[cell]).get(key)) for key in ("vertices", "permute")], reverse=True)
     if not permuted:
         raise RequestError("the runs hold one permutation each; name a run of `empirical run alignment --permutations 10` too")
     if len(permuted) > MOST:
@@ -220,16 +221,16 @@ def _draw(style: Style, strips: Sequence[_Strip], over: Mapping[str, Curve], fit
 
 
 def _permutations(ax: Any, strips: Sequence[_Strip], legend: Legend) -> None:
+    every = np.concatenate([np.concatenate([s.means.value, s.points[1]]) for s in strips])
+    room = 0.06 * (float(np.ptp(every)) or 1.0)
+    axis = LinearAxis(float(every.min()) - room, float(every.max()) + room)
+    axis.apply(ax)
     for number, strip in enumerate(strips):
         look = group_look(SHADES[number])
         ax.plot(*strip.points, linestyle="none", marker="o", markersize=1.8, color=look.color, alpha=0.45, markeredgewidth=0,
                 zorder=2, gid=f"points:{number}", label="_")  # fmt: skip
-        draw_curve(ax, strip.means, look, PLAIN, legend, f"{strip.label}: mean of a permutation")
-        draw_curve(ax, strip.theory, LOOKS["theory"], PLAIN, legend, EXPECTED)
-    every = [np.concatenate([s.means.value, s.points[1]]) for s in strips]
-    low, high = min(float(v.min()) for v in every), max(float(v.max()) for v in every)
-    room = 0.06 * ((high - low) or 1.0)
-    ax.set_ylim(low - room, high + room)
+        draw_curve(ax, strip.means, look, axis, legend, f"{strip.label}: mean of a permutation")
+        draw_curve(ax, strip.theory, LOOKS["theory"], axis, legend, EXPECTED)
     ends = [(float(s.means.x[0]), float(s.means.x[-1])) for s in strips]
     ax.set_xlim(ends[0][0] - 1, ends[-1][1] + 1)
     fix_ticks(ax.xaxis, [(a + b) / 2 for a, b in ends], [_heading(s) for s in strips], [])
