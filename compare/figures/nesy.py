@@ -98,29 +98,30 @@ def _from(one: Curve, epoch: int) -> Curve:
 
 def _draw(style: Style, columns: list[_Column]) -> Any:
     height = 0.33 * style.width if style.wide else 0.55 * style.width
-    figure, grid = panels(style, 2, len(columns), height, sharex="col", sharey="row")
+    figure, grid = panels(style, 2, len(columns), height, sharex=True, sharey="row")
     legend, count = Legend(), len(columns)
     axis = LogAxis.over([c for one in columns for c in one.collapse.values()])
     rule = LOOKS["optimum"]
     for number, one in enumerate(columns):
         top, bottom = grid[0, number], grid[1, number]
         top.set_ylim(0.0, 1.03)
+        top.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
         axis.apply(bottom)
         for ax in (top, bottom):
-            _epochs(ax, one.curves)
+            _epochs(ax, [c for column in columns for c in column.curves])
         for start, (label, look) in _STARTS.items():
             if start in one.accuracy:
                 draw_curve(top, one.accuracy[start], look, PLAIN, legend, label)
                 draw_curve(bottom, one.collapse[start], look, axis, legend, label)
         if np.isfinite(one.chance):
             top.axhline(
-                one.chance, color=rule.color, linestyle=rule.dashes, lw=rule.width, zorder=1.8, gid="curve:zero", label="_"
+                one.chance, color=rule.color, linestyle=rule.dashes, lw=rule.width, zorder=1.8, gid="curve:zero", label=CHANCE
             )
             legend.line(CHANCE, rule)
         title(top, f"digits_{one.operands}", f"({'abc'[number]}) {one.operands} digits")
         title(bottom, f"nc1_{one.operands}", f"({'abcdef'[count + number]}) {one.operands} digits")
-    grid[0, 0].set_ylabel("Accuracy, digits")
-    grid[1, 0].set_ylabel("NC1, digits")
+    grid[0, 0].set_ylabel("Accuracy")
+    grid[1, 0].set_ylabel("NC1 by digit")
     curves = [c for one in columns for c in one.curves]
     if any(np.isfinite(c.low).any() for c in curves):
         legend.band(f"95 % interval, {seed_counts(curves)}")
