@@ -15,6 +15,7 @@ TITLES = {  # in the order of reading
     "sweep": "Sweeps",
     "flow": "Gradient flow",
     "deep": "Deep model",
+    "benign": "Benign overfitting",
     "measures": "Measures of stored features",
     "train": "Training and measuring",
     "many-runs": "Many runs, drawn and judged",
@@ -88,6 +89,11 @@ def _fact(name: str, fact: dict[str, Any]) -> str:
         return (
             f"{name}, {fact['looks']} looks in 200 epochs: {fact['share']:.1%} of the training's CPU time, "
             f"{fact['forward_share']:.1%} for the two forward passes alone"
+        )
+    if "networks" in fact:
+        return (
+            f"{name}, {fact['networks']} networks: {fact['seconds']:.1f} s by the clock, {fact['cpu_seconds']:.1f} s of CPU "
+            f"(target {fact['target']:g} s)"
         )
     if "cells" in fact:
         certified = ", ".join(f"{loss} {number} of {fact['cells'][loss]}" for loss, number in fact["certified"].items())
