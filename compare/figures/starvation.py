@@ -34,7 +34,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """
     rows = Measured.of(table).where(split="theory")
     if not np.isfinite(rows.where(measure="z2")["value"]).any():
-        raise RequestError("the runs hold no responses of features; draw a sweep of `ufm simulate starvation` over --s1")
+        raise RequestError("the runs hold no cells of a theory sweep of features; draw a run of `ufm simulate starvation`")
     over = swept(table)
     rows = over.rows(rows)
     # The plain penalty first: the order of the legend, and the look of each.
