@@ -65,7 +65,8 @@ def check(spec: Shallow) -> Cost:
     evaluations = 4 if spec.method == "flow" else 1
     each = 1e-4 + (6 * m * n * reduced + 12 * m * n + 10 * n * n) / 9e9
     memory = 8 * (n * spec.dim * (2 + 2 * n) + 4 * m * reduced + 6 * m * n + 12 * n * n)
-    return Cost(seconds=evaluations * steps * each + 30 * n**3 / 1e9 + 0.003, memory=memory)
+    draws = 4 * m * (reduced + n) / 1e8
+    return Cost(seconds=evaluations * steps * each + draws + 30 * n**3 / 1e9 + 0.003, memory=memory)
 
 
 def _steps(spec: Shallow) -> float:
