@@ -156,6 +156,12 @@ PAPERS: dict[str, Entry] = {
         "an exact probabilistic sum; every digit and every sum occurs",
         "daniele2024",
     ),
+    "razborov2022": Entry(
+        "razborov2022.toml",
+        "two-layer ReLU networks: the residual follows its kernel as the width grows, and is fitted far below that width",
+        "squared error, random inputs; the paper's own widths and experiments are not compared",
+        "razborov2022",
+    ),
     "general": Entry(
         "general.toml",
         "what must hold for every measured network: the test floor and the test identity",
