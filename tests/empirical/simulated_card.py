@@ -1,9 +1,10 @@
 """A CUDA card that is not there, for tests: tensors that say they are on cuda:0 and are computed on the CPU.
 
 A `CardTensor` holds a CPU tensor and refuses what a card refuses: a second device in one operation, `.numpy()`, products of
-integers, generators of the CPU, more memory than it has; with deterministic algorithms on, the operations that torch documents
-as having none. Everything that waits for the card (`.item()`, `.cpu()`, boolean indices, `nonzero`, ...) is counted, and so is
-what is sent to it. `torch.cuda` answers for it while `Machine.installed` lasts.
+integers, generators of the CPU, more memory than it has, where torch is built for cards operations that have no CUDA kernel, and
+with deterministic algorithms on those that torch documents as having none. Everything that waits for the card (`.item()`,
+`.cpu()`, boolean indices, `nonzero`, ...) is counted, and what is sent to it. `torch.cuda` answers for it while
+`Machine.installed` lasts.
 
 To C++ a CardTensor is a meta tensor with CUDA's dispatch keys, since the autograd engine has no queue for a card that no
 driver has. Hence a factory that reaches the dispatcher with the device "meta" means the card, unless Python asked for "meta".
@@ -126,8 +127,7 @@ class Machine:
         self.storages: Counter[int] = Counter()
         self.genuine_meta = 0
         self.autocast = False  # below autocast's own dispatch torch says no
-        generator = torch.Generator().manual_seed(0)
-        self.random = generator.get_state()
+        self.seeded(0)
         self.switches: list[dict[str, Any]] = []
 
     # --- memory ----------------------------------------------------------------------------------------------------
@@ -142,9 +142,7 @@ class Machine:
             if self.allocated + size > self.memory:
                 gc.collect()
             if self.allocated + size > self.memory:
-                raise torch.OutOfMemoryError(
-                    f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU 0 has a total ..."
-                )
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
             self.allocated += size
             self.peak = max(self.peak, self.allocated)
         self.storages[place] += 1
@@ -178,8 +176,7 @@ class Machine:
         if device is not None and torch.device(device).type not in ("cuda", "meta"):
             raise NotImplementedError(f"{func} from the simulated card to {device}")
         self._check(func, name, args, kwargs, others)
-        self.operations[name] += 1
-        self.kernels.add(func)
+        self._count(func, name)
         known = {id(card.held): card for card in cards}
         if device is not None:
             kwargs = kwargs | {"device": torch.device("cpu")}
@@ -188,6 +185,14 @@ class Machine:
         if torch.Tag.inplace_view in func.tags and cards[0].shape != cards[0].held.shape:
             raise NotImplementedError(f"{func} changes a shape in place; the simulated card does not follow that")
         return _changed(out, lambda t: known[id(t)] if id(t) in known else CardTensor(t, self))
+
+    def _count(self, func: Any, name: str) -> None:
+        self.operations[name] += 1
+        if func not in self.kernels and torch.backends.cuda.is_built():  # a build for cards knows its kernels without one
+            full = f"{func._schema.name}.{func._schema.overload_name}".rstrip(".")
+            if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(full, "CUDA"):
+                raise NotImplementedError(f"Could not run '{full}' with arguments from the 'CUDA' backend")
+        self.kernels.add(func)
 
     def _created(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """Make a tensor on the card from sizes, or copy one there."""
@@ -198,9 +203,7 @@ class Machine:
             return self.wrapped(func(*args, **kwargs | {"device": torch.device("cpu")}))
 
     def _copied(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-        source = args[0] if name == "_to_copy" else args[1]
-        self.operations[name] += 1
-        self.kernels.add(func)
+        self._count(func, name)
         if name == "_to_copy":
             device = kwargs.get("device")
             leaves = device is not None and torch.device(device).type == "cpu"
@@ -209,7 +212,7 @@ class Machine:
                 self.waits["_to_copy"] += 1
                 return out
             return self.wrapped(out)
-        target = args[0]
+        target, source = args[:2]
         if isinstance(target, CardTensor) and not isinstance(source, CardTensor) and source.device.type == "cpu":
             self.sent[name] += 1
         if not isinstance(target, CardTensor):
@@ -249,10 +252,7 @@ class Machine:
         reduced = name in ("scatter_reduce", "scatter_reduce_", "index_reduce", "index_reduce_")
         listed = name in NONDETERMINISTIC and not (reduced and args[4] in ("sum", "mean", "amin", "amax"))
         if weighted or floating or listed or (name == "median" and len(args) > 1):
-            raise RuntimeError(
-                f"{name}_cuda does not have a deterministic implementation, but you set "
-                "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, ..."
-            )
+            raise RuntimeError(f"{name}_cuda does not have a deterministic implementation, but you set ...")
 
     @contextlib.contextmanager
     def _drawing(self, func: Any, kwargs: dict[str, Any]) -> Iterator[None]:

@@ -177,7 +177,7 @@ def test_seeds_are_stacked_by_themselves_on_a_card_and_taken_up_on_a_cpu(tmp_pat
 
 
 STUDIES = {
-    "alignment": {"dataset": "gaussian", "classes": 5, "train_per_class": 12, "steps": 5, "permutations": 3, "starts": 2},
+    "alignment": {"dataset": "gaussian", "classes": 5, "train_per_class": 12, "steps": 4, "permutations": 2, "starts": 1},
     "shortcut": {"dataset": "coloured-digits", "train_per_class": 20, "conflict": 0.1, "primes": "etf", "optimizer": "adam"},
     "nesy": {"train_per_class": 12, "operands": 3, "start": "finetune", "pretrain_epochs": 1, "repeats": 2, "plain_width": 8},
     "starvation": {"dataset": "moons", "train_per_class": 20, "decoupling": 0.1},
@@ -384,7 +384,7 @@ def test_the_benchmark_of_many_networks_runs_on_a_card(card, train_gpu, capsys):
 
 def test_the_benchmark_of_a_resnet_runs_on_a_card(card, train_gpu):
     pytest.importorskip("torchvision")
-    size = replace(train_gpu.size_of(True), device=train_gpu.size_of(False).device, train=8, test=8, batch=4, side=8, steps=1)
+    size = replace(train_gpu.size_of(True), device=train_gpu.size_of(False).device, train=20, test=10, batch=4, side=8, steps=1)
     training = train_gpu.resnet(size, "crop-flip")
     assert train_gpu.step_seconds(training, size, 1) > 0 and train_gpu.look_seconds(training, size, 1) > 0
     assert train_gpu.common_step_seconds(size, 1) > 0
