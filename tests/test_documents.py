@@ -19,6 +19,8 @@ DOCUMENTS = [ROOT / name for name in LISTED] or sorted([*ROOT.glob("*.md"), *ROO
 SHORTER = {  # words that make the same command a size for a test
     "empirical run collapse --preset digits --seeds 0:5 --workers 2": ("--seeds 0:5 --workers 2", "--seeds 0:2 --steps 40"),
     "ufm simulate deep --depth 3 --init-scale 1 --seeds 0:4": ("--seeds 0:4", "--seeds 0:4 --steps 40"),
+    "ufm simulate benign --dim 100:1090:34 --signal 0:9.9:34 --flip .1": (":34", ":2"),
+    "ufm simulate shallow --width 160,640,2560 --seeds 0:5": ("160,640,2560", "160"),
 }
 
 
