@@ -65,6 +65,11 @@ class Starvation(Experiment):
         """The loss with the penalty on the logits, or the plain one."""
         return "empirical.starvation:RECIPE" if self.decoupling else ""
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The penalty on the logits."""
+        return ("pezeshki2020",) if self.decoupling else ()
+
     def data_request(self) -> Request:
         """Return what the data set is asked for, with the strength of its feature."""
         names = ("margin", "colours", "conflict", "conflict_test", "saturation", "mislabelled")

@@ -44,7 +44,8 @@ def test_the_penalty_is_half_lambda_times_the_squared_logits(loss):
     assert float(training.minimised(torch.tensor(z), torch.tensor(y))) == pytest.approx(wanted, rel=1e-12)
     assert float(training.objective(torch.tensor(z), torch.tensor(y))) == pytest.approx(plain.mean(), rel=1e-12)
     assert set_up(small(decoupling=0.0), 0, CPU).minimised is not training.minimised
-    assert small(decoupling=0.0).recipe == ""
+    assert small(decoupling=0.0).recipe == "" and small(decoupling=0.0).references == ()
+    assert small().references == ("pezeshki2020",)
 
 
 def test_the_share_is_that_of_the_slopes_by_differences():

@@ -75,7 +75,7 @@ SYSTEM = System(
     gpu=False,
     examples=(
         ("ufm simulate starvation --s1 2.2:12:20log --penalty ridge,decoupling", "2 s"),
-        ("ufm simulate starvation --samples 20 --mixing random --coupling 0.1:0.9:9 --seeds 0:5", "10 s"),
+        ("ufm simulate starvation --samples 20 --mixing random --coupling 0.1:0.9:9 --seeds 0:5", "5 s"),
     ),
     reference=("pezeshki2020",),
 )
