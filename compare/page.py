@@ -29,6 +29,7 @@ td.t { min-width: 13rem; }
 .agrees { color: #14532d; } .deviates { color: #9b1c1c; } .undecided { color: #6b4e00; } .not-run { color: #555; }
 figure { margin: 1.2rem 0; } figure img { width: 100%; max-width: 44rem; height: auto; display: block; }
 figcaption { font-size: .9rem; color: #333; max-width: 44rem; }
+details summary { cursor: pointer; color: #444; } details p { margin: .2rem 0; }
 code, pre { font: .82rem/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .7rem; margin: .4rem 0; }
 ul { padding-left: 1.2rem; margin: .4rem 0; } li { margin: .25rem 0; overflow-wrap: anywhere; }

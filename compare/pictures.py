@@ -69,6 +69,6 @@ def draw_all(
         name = figure if len(cells) == 1 or not cell else f"{figure}-{re.sub(r'[^A-Za-z0-9._-]', '_', cell)[:80]}"
         files = save(drawing, folder / f"{name}{suffix}", style=style, provenance=origin) if folder else []
         svg = render(drawing, ".svg", style, {})
-        pictures.append(Picture(figure, cell, svg, f"{entry.summary} ({entry.assumptions})", drawing.notes, tuple(files)))
+        pictures.append(Picture(figure, cell, svg, entry.summary, (f"For {entry.assumptions}", *drawing.notes), tuple(files)))
     missing += [f"figures of {cell}: a page shows at most {MOST_CELLS} settings" for cell in cells[MOST_CELLS:]]
     return pictures, missing

@@ -176,12 +176,13 @@ def _figures(pictures: Sequence[Picture], called: Mapping[str, str]) -> str:
         # An image cannot run anything, and its ids cannot clash with those of the next figure.
         data = base64.b64encode(picture.svg).decode("ascii")
         where = f" Run {called.get(picture.cell, picture.cell)}." if several and picture.cell else ""
-        notes = " ".join(sentence(note) for note in picture.notes)
-        caption = f"Figure {number}. {sentence(picture.caption[:1].upper() + picture.caption[1:])}{where} {notes}"
+        caption = f"Figure {number}. {sentence(picture.caption[:1].upper() + picture.caption[1:])}{where}"
+        more = " ".join(sentence(note) for note in picture.notes)
+        details = f"<details><summary>How to read it</summary><p>{escape(more)}</p></details>" if more else ""
         alt = f"{picture.figure} of {picture.cell or 'all runs'}"
         parts.append(
             f'<figure><img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
+            f"<figcaption>{escape(caption)}{details}</figcaption></figure>"
         )
     return "\n".join(parts)
 

@@ -256,6 +256,7 @@ def _line_of(look: Look) -> dict[str, Any]:
 
 ZERO_MARK = {"marker": "v", "markersize": 4.0, "markerfacecolor": "none", "markeredgewidth": 0.8}
 END_MARK = {"marker": "x", "markersize": 4.5, "markeredgewidth": 1.1}
+ENDLESS_MARK = {"marker": "1", "markersize": 3.5, "markeredgewidth": 0.7}
 
 
 def draw_curve(
@@ -272,7 +273,12 @@ def draw_curve(
     shown = np.where(curve.censored, np.nan, curve.value)
     banded = np.isfinite(curve.low) & np.isfinite(curve.high) & ~curve.censored
     if band and banded.any():
-        low, high = np.where(banded, curve.low, np.nan), np.where(banded, curve.high, np.nan)
+        # A logarithmic axis has no place for an interval down to 0: the band ends at the point, and a mark below says so.
+        endless = banded & (curve.low <= 0) & isinstance(axis, LogAxis)
+        low, high = np.where(endless, shown, curve.low), np.where(banded, curve.high, np.nan)
+        low = np.where(banded, low, np.nan)
+        if endless.any():
+            _endless(ax, curve, endless, axis, look, legend)
         ax.fill_between(curve.x, axis.place(low), high, where=banded, color=look.color, alpha=0.12 if theory else 0.2, lw=0,
                         zorder=1.5, gid=f"band:{curve.key}")  # fmt: skip
     points = int(np.isfinite(shown).sum())
@@ -290,6 +296,15 @@ def draw_curve(
         place = y if y > axis.bottom else axis.zero or axis.bottom
         ax.plot([x], [place], linestyle="none", color=look.color, zorder=5, gid=f"end:{curve.key}", label="_", **END_MARK)
         legend.mark("a run ends here (diverged)", color="#444444", **END_MARK)
+
+
+def _endless(ax: Axes, curve: Curve, where: np.ndarray, axis: LogAxis, look: Look, legend: Legend) -> None:
+    """Mark at the foot of the axis the points whose interval reaches down to 0."""
+    at = curve.x[where]
+    every = 0.06 if len(at) > 8 else None
+    ax.plot(at, np.full(len(at), axis.low), linestyle="none", markevery=every, zorder=2.2, gid=f"endless:{curve.key}", label="_",
+            color=look.color, **ENDLESS_MARK)  # fmt: skip
+    legend.mark("interval reaches 0", color="#444444", **ENDLESS_MARK)
 
 
 def _drops(ax: Axes, curve: Curve, shown: np.ndarray, zero: float, look: Look) -> None:

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
-from compare.figures.axes import LogAxis, decades, in_rows, tick_labels
+from compare.figures.axes import Legend, LinearAxis, LogAxis, decades, draw_curve, in_rows, tick_labels
 from compare.figures.layers import chosen_epochs, fit_cascade, with_depth
 from compare.figures.series import Curve, Measured, clause, curve, log_interval, rate_interval
+from compare.style import LOOKS
 
 
 def rows(values, seeds=None, epochs=None, flags=None):
@@ -145,3 +147,22 @@ def test_a_reason_that_is_too_long_ends_with_a_clause(text, shown):
     if found != text and " " in text:
         kept = found.removesuffix(" ...")
         assert found.endswith(" ...") and text.startswith(kept) and text[len(kept)] in " ;:,.("
+
+
+def test_an_interval_down_to_zero_is_a_mark_and_no_spike_of_the_band():
+    figure = Figure()
+    ax, legend = figure.subplots(), Legend()
+    value = np.array([0.5, 0.2, 0.1])
+    line = Curve("m", np.array([1.0, 2.0, 3.0]), value, np.array([0.4, 0.0, 0.08]), 2 * value, np.full(3, 5), np.zeros(3, bool))
+    axis = LogAxis.over([line])
+    draw_curve(ax, line, LOOKS["train"], axis, legend, "train")
+    (band,) = [c for c in ax.collections if c.get_gid() == "band:m"]
+    corners = np.concatenate([path.vertices for path in band.get_paths()])
+    at_two = corners[corners[:, 0] == 2.0, 1]
+    assert at_two.min() == 0.2 and at_two.max() == 0.4
+    (mark,) = [found for found in ax.lines if found.get_gid() == "endless:m"]
+    assert mark.get_xdata().tolist() == [2.0] and mark.get_ydata().tolist() == [axis.low]
+    assert "interval reaches 0" in legend.marks
+    ax.clear()
+    draw_curve(ax, line, LOOKS["train"], LinearAxis.over([line]), Legend(), "train")  # there zero is a place like any other
+    assert not [found for found in ax.lines if found.get_gid() == "endless:m"]

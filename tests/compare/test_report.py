@@ -10,7 +10,7 @@ from compare.judging import judge_runs
 from compare.load import load
 from compare.origin import origin
 from compare.pictures import Picture, draw_all
-from compare.rows import Excluded
+from compare.rows import Excluded, table_of
 from ufm.errors import RequestError
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\x1b[31m&'
@@ -159,3 +159,16 @@ def test_the_page_says_whether_identity_and_floor_hold_at_every_layer_and_state(
     floor["value"] = 2.1 * strong["value"]
     text = Page(page_of(load(write_training(tmp_path / "bad", seeds=[0], rows=rows)))).text
     assert "at 7 of 8 measured points" in text and "NC1_test >= err_B/2 at 7 of 8 of them" in text
+
+
+def test_a_caption_is_one_line_and_the_rest_is_unfolded_by_the_reader():
+    notes = ("For one setting; d >= K - 1", "Means of 5 seeds.", "theory: 0")
+    page = report.render(table_of({"value": []}), [], [Picture("nc", "cell", b"<svg/>", "NC1 over training", notes)])
+    (caption,) = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.S)
+    shown, details = caption.split("<details>")
+    assert shown == "Figure 1. NC1 over training."
+    assert re.findall(r"<summary>(.*?)</summary><p>(.*)</p></details>", details) == [
+        ("How to read it", "For one setting; d &gt;= K - 1. Means of 5 seeds. theory: 0.")
+    ]
+    bare = report.render(table_of({"value": []}), [], [Picture("nc", "cell", b"<svg/>", "NC1 over training", ())])
+    assert "<figcaption>Figure 1. NC1 over training.</figcaption>" in bare
