@@ -16,8 +16,8 @@ from compare.sweeps import Field, Sheet
 def series(table: Table | Sheet, quantity: Quantity | Field) -> dict[tuple[int, int], float]:
     """Return (seed, epoch) -> value of a quantity in the table of one cell; "last" gives each seed's last epoch.
 
-    "fitted" gives each seed's first epoch of train error 0; seeds that never get there are left out. "mean" gives each seed's mean
-    over its measured epochs, at the last of them.
+    "fitted" gives each seed's first epoch of train error 0; seeds that never get there are left out.
+    "mean" gives each seed's mean over its measured epochs, at the last of them.
     Of a sweep's sheet: (seed, row) -> value of a field.
     """
     if isinstance(quantity, Field):

@@ -258,7 +258,11 @@ class Claim:
 
 # What a control or a null may change: a quantity's fields, the claim's numbers, the cell that is read, the kind of noise.
 OWN = {"predicted", "tolerance", "least", "least_each", "terms"}
-CHANGES = {f.name for kind in (Quantity, Field) for f in dataclasses.fields(kind)} | OWN | {"over_factor", "over_cell", "cell", "random"}
+CHANGES = (
+    {f.name for kind in (Quantity, Field) for f in dataclasses.fields(kind)}
+    | OWN
+    | {"over_factor", "over_cell", "cell", "random"}
+)
 
 
 @dataclass(frozen=True)
