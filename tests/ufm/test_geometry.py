@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, nnls
 
@@ -80,13 +80,18 @@ def test_margin_of_a_point_inside_the_rest_is_zero():
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
+@pytest.mark.filterwarnings("ignore:Ill-conditioned matrix")  # of SciPy 1.12's own solver, where columns depend on each other
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
 def test_nonnegative_least_squares_is_scipys(rows, columns, seed):
     rng = np.random.default_rng(seed)
     matrix, target = rng.standard_normal((rows, columns)), rng.standard_normal(rows)
     x = geometry.nonnegative_least_squares(matrix, target)
     assert (x >= 0).all()
-    assert np.linalg.norm(matrix @ x - target) == pytest.approx(nnls(matrix, target)[1], abs=1e-9)
+    try:
+        expected = nnls(matrix, target)[1]
+    except RuntimeError:  # SciPy 1.12 gives up on some
+        assume(False)
+    assert np.linalg.norm(matrix @ x - target) == pytest.approx(expected, abs=1e-9)
 
 
 def test_best_code():
