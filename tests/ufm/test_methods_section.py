@@ -85,3 +85,8 @@ def test_flows_and_deep_runs_name_their_law_their_structures_and_their_solver(uf
     assert comments.count("no closed form") == 1
     cited = set(re.findall(r"\[(\w+)\]", comments))
     assert cited <= set(re.findall(r"^@\w+\{(\w+),", answer.out, re.M))
+
+
+def test_the_works_that_a_system_rests_on_are_cited_with_its_runs(ufm):
+    assert not ufm("simulate", "shallow", "--samples", "4", "--width", "8", "--t-end", "1").code
+    assert {"razborov2022", "jacot2018", "cho2009"} <= set(ufm("cite", "runs", "--json").json["keys"])

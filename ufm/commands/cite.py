@@ -21,7 +21,7 @@ from ufm.losses import LOSSES
 from ufm.record import Run, find_runs, seed_folders
 from ufm.solvers import METHODS
 from ufm.systems import SYSTEMS
-from ufm.tables import Entry
+from ufm.tables import Entry, load
 
 TOLD = ("name", "status", "assumptions", "reference", "tolerance")  # of a prediction
 CERTIFIED = 1e-6  # relative gap below which a cell is called proven
@@ -142,7 +142,7 @@ def use_of(folder: Path) -> Use:
     from ufm.sweep import read_cells
 
     run = Run.open(folder)
-    used = Use(folder.name, run.system, {*_of(SYSTEMS, run.system), *_of(LOSSES, run.config.get("loss")), *_listed(run.config)})
+    used = Use(folder.name, run.system, {*_of_system(run.system), *_of(LOSSES, run.config.get("loss")), *_listed(run.config)})
     for place in [folder, *seed_folders(folder)]:
         if (place / "result.json").is_file():
             used.references.update(_listed(Run.open(place).read_json("result.json")))
@@ -226,6 +226,11 @@ def _cited(table: Mapping[str, Entry], name: str) -> str:
 
 def _of(table: Mapping[str, Entry], name: Any) -> Iterable[str]:
     return [table[name].reference] if isinstance(name, str) and name in table else []
+
+
+def _of_system(name: str) -> Iterable[str]:
+    """Return the works that every run of a system rests on; of a study's runs, their results say."""
+    return load(SYSTEMS, name, "system").reference if name in SYSTEMS else ()
 
 
 def _listed(record: Any) -> Iterable[str]:

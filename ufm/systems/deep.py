@@ -95,5 +95,5 @@ SYSTEM = System(
         ("ufm simulate deep --depth 3,4 --init-scale 0.7,1,1.4 --seeds 0:10", "25 s"),
         ("ufm simulate deep --activation linear --loss ce --classes 6 --depth 2 --dim 6 --seeds 0:5", "2 s"),
     ),
-    reference=("sukenik2024", "dang2023"),
+    reference=("sukenik2024",),
 )

@@ -99,5 +99,5 @@ SYSTEM = System(
         ("ufm simulate flow --init subspace --t-end 150 --trajectory", "2 s"),
         ("ufm simulate flow --init random --init-scale 0.1,0.03,0.01 --seeds 0:5", "5 s"),
     ),
-    reference=("mixon2020", "ji2021"),
+    reference=("mixon2020",),
 )
