@@ -274,7 +274,7 @@ def draw_curve(
     banded = np.isfinite(curve.low) & np.isfinite(curve.high) & ~curve.censored
     if band and banded.any():
         # A logarithmic axis has no place for an interval down to 0: the band ends at the point, and a mark below says so.
-        endless = banded & (curve.low <= 0) & isinstance(axis, LogAxis)
+        endless = banded & (curve.low <= 0) & (isinstance(axis, LogAxis) and math.isfinite(axis.low))  # PLAIN is linear
         low, high = np.where(endless, shown, curve.low), np.where(banded, curve.high, np.nan)
         low = np.where(banded, low, np.nan)
         if endless.any():

@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from compare.figures.axes import Legend, LinearAxis, LogAxis, decades, draw_curve, in_rows, tick_labels
+from compare.figures.axes import PLAIN, Legend, LinearAxis, LogAxis, decades, draw_curve, in_rows, tick_labels
 from compare.figures.layers import chosen_epochs, fit_cascade, with_depth
 from compare.figures.series import Curve, Measured, clause, curve, log_interval, rate_interval
 from compare.style import LOOKS
@@ -163,6 +163,9 @@ def test_an_interval_down_to_zero_is_a_mark_and_no_spike_of_the_band():
     (mark,) = [found for found in ax.lines if found.get_gid() == "endless:m"]
     assert mark.get_xdata().tolist() == [2.0] and mark.get_ydata().tolist() == [axis.low]
     assert "interval reaches 0" in legend.marks
-    ax.clear()
-    draw_curve(ax, line, LOOKS["train"], LinearAxis.over([line]), Legend(), "train")  # there zero is a place like any other
-    assert not [found for found in ax.lines if found.get_gid() == "endless:m"]
+    for linear in (LinearAxis.over([line]), PLAIN):  # there zero is a place like any other
+        ax.clear()
+        draw_curve(ax, line, LOOKS["train"], linear, Legend(), "train")
+        assert not [found for found in ax.lines if found.get_gid() == "endless:m"]
+        (band,) = [c for c in ax.collections if c.get_gid() == "band:m"]
+        assert min(path.vertices[:, 1].min() for path in band.get_paths()) == 0.0
