@@ -115,6 +115,24 @@ def test_a_cell_is_the_same_alone_and_among_others():
         assert alone["measures"] == pytest.approx(row["measures"], rel=1e-9, abs=1e-12) and alone["status"] == row["status"]
 
 
+def test_the_test_error_does_not_hang_on_the_batch_or_on_the_order_of_filters():
+    """Few directions: another square root of the same covariance gives other errors."""
+    spec = Benign(dim=300, signal=2.0, flip=0.1, test_points=10)
+    tasks = [Task(dataclasses.replace(spec, dim=d), 5) for d in range(300, 340)]
+    together = [row["measures"] for row in simulate(tasks, "cpu")]
+    for i in (0, 17, 39):
+        assert simulate([tasks[i]], "cpu")[0]["measures"] == pytest.approx(together[i], abs=1e-13)
+    # Weights that differ by rounding alone, at a covariance whose eigenvectors are arbitrary.
+    base = Nets.of([spec], [draw(spec, 5)], "cpu")
+    base.start_gram = torch.eye(20, dtype=torch.float64)[None]
+    law = error_law(base, [5], 10)
+    for seed in range(5):
+        tiny = torch.tensor(np.random.default_rng(seed).standard_normal(base.start_gram.shape))
+        moved = dataclasses.replace(base, start_gram=base.start_gram + 1e-15 * (tiny + tiny.mT))
+        for key, value in error_law(moved, [5], 10).items():
+            assert float(value) == pytest.approx(float(law[key]), abs=1e-12)
+
+
 def test_a_row_says_what_was_found_beside_what_is_known():
     row = simulate([Task(Benign(flip=0.1, signal=3.0), 0)], "cpu")[0]
     known, found = predict(Benign(flip=0.1, signal=3.0)), row["measures"]

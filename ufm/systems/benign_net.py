@@ -242,11 +242,12 @@ def _slice_law(nets: Nets, part: slice, gram: torch.Tensor, roots: Sequence[int]
     signs = nets.sign
     known = torch.isfinite(gram).all(2).all(1)
     values, vectors = torch.linalg.eigh(torch.where(known[:, None, None], gram, torch.zeros_like(gram)))
-    root = vectors * (values.clamp(min=0).sqrt() * nets.noise[part, None])[:, None, :]  # (B, 2m, 2m)
+    # The symmetric root: eigenvectors have a sign, or a rotation, of their own, which hangs on the last bit and so on the batch.
+    root = vectors * (values.clamp(min=0).sqrt() * nets.noise[part, None])[:, None, :] @ vectors.mT  # (B, 2m, 2m)
     pairs = [_directions(seed, len(signs), points) for seed in roots]
     unit = torch.as_tensor(np.stack([u for u, _ in pairs]), device=gram.device)
     radius = torch.as_tensor(np.stack([r for _, r in pairs]), device=gram.device)
-    noise = _raised(unit @ root.mT, nets.power) @ signs  # (B, points): f = signal + r^q noise
+    noise = _raised(unit @ root, nets.power) @ signs  # (B, points): f = signal + r^q noise
     _, plus, minus = nets._arguments()
     high, low = (_raised(z[part], nets.power) @ signs for z in (plus, minus))
     nothing = torch.full_like(noise[:, 0], torch.nan)
