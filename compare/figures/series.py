@@ -245,7 +245,8 @@ def rate_interval(
         low, high = _clopper_pearson(mean * samples, samples, confidence)
         below, above = centre - to(low), to(high) - centre
         half = 0.0 if np.isnan(half) else half
-    low, high = back(centre - np.hypot(half, below)), back(centre + np.hypot(half, above))
+    highest = min(centre + float(np.hypot(half, above)), 700.0)  # rates above 1 are cut: their exponentials need not be finite
+    low, high = back(centre - np.hypot(half, below)), back(highest)
     return mean, max(0.0, float(low)) if low == low else np.nan, min(1.0, float(high)) if high == high else np.nan
 
 

@@ -456,9 +456,18 @@ def _same(wanted: Any, found: Any) -> bool:
 
 
 def paper_of(system: str, setting: Mapping[str, Any]) -> str:
-    """Return the name of the shipped paper one of whose cells this run is, or ''."""
+    """Return the name of the shipped paper one of whose cells this run is, or ''.
+
+    Where two papers have the cell, it is of the one that does not need it for a negative control alone.
+    """
+    found = ""
     for name in PAPERS:
-        for scale in paper(name).scales.values():
-            if any(fits(cell, system, setting) for cell in scale.cells.values()):
+        one = paper(name)
+        controls = {str(c.control["cell"]) for c in one.claims if "cell" in c.control}
+        borrowed = controls - {c.cell for c in one.claims}
+        for scale in one.scales.values():
+            fitting = {key for key, cell in scale.cells.items() if fits(cell, system, setting)}
+            if fitting - borrowed:
                 return name
-    return ""
+            found = found or (name if fitting else "")
+    return found

@@ -82,7 +82,7 @@ def test_the_other_figures_too(name, damage):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_table_without_its_run_folder_is_refused_in_one_line(name):
-    with pytest.raises(RequestError, match=r"two or more settings|run folder's arrays|cells of a theory sweep|hold no probe"):
+    with pytest.raises(RequestError, match=r"two or more settings|run folder's arrays|cells of a theory sweep|the rows hold no"):
         figures.draw(name, TABLE, Style.of("icml"))
 
 

@@ -126,10 +126,13 @@ def test_every_sweep_is_a_valid_request_with_enough_registered_seeds(name, tmp_p
         assert set(plan.sweeps) == {key for key, cell in size.cells.items() if "system" in cell}
         for key, one in plan.sweeps.items():
             seeds = seeds_of(size.cells[key], size.seeds)
-            assert len(one.seeds) == len(seeds) >= 5 and all(check_seed(s) == s for s in seeds)
+            # A cell that is drawn and judged by no claim may have one seed.
+            fewest = 5 if any(key in {c.cell, (c.control or {}).get("cell")} for c in paper(name).claims) else 1
+            assert len(one.seeds) == len(seeds) >= fewest and all(check_seed(s) == s for s in seeds)
             setting = {**one.config, **{n: one.varied(0).get(n, v) for n, v in one.config.items()}}
             assert fits(size.cells[key], one.system.name, setting)
-            assert papers.paper_of(one.system.name, one.config) == name
+            judged = any(key == c.cell for c in paper(name).claims)  # a control's cell may be another paper's own
+            assert papers.paper_of(one.system.name, one.config) == name or not judged
     assert not list(tmp_path.iterdir())
 
 
