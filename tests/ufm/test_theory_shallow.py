@@ -151,6 +151,19 @@ def test_the_smallest_eigenvalue_of_random_inputs(layers, samples, dim):
         assert predicted.linear > 1.25 * predicted.lowest
 
 
+@pytest.mark.parametrize("layers", shallow.LAYERS)
+@pytest.mark.parametrize(("samples", "dim"), [(20, 200_001), (40, 10**6)])
+def test_with_far_more_dimensions_than_samples_inputs_are_orthogonal(samples, dim, layers):
+    """The Gram is then k(0) everywhere and k(1) on the diagonal, to some sqrt(n/d)."""
+    assert dim > shallow.ENOUGH * samples
+    rates = shallow.rates_of(layers)
+    apart, total = rates.output / (2 * math.pi), 0.5 * (rates.hidden + rates.output)
+    found = shallow.edges(samples, dim, rates)
+    assert found.lowest == pytest.approx(total - apart, rel=0.015)
+    assert found.highest == pytest.approx(total + (samples - 1) * apart, rel=0.03) and not found.reason
+    assert found.linear == pytest.approx(found.lowest, rel=1e-3)
+
+
 def test_gaussian_inputs_have_a_lower_edge_than_the_sphere():
     found = []
     for seed in range(5):
