@@ -29,6 +29,7 @@ TAKES = {
     "least_step": lambda x: np.min(np.diff(x, axis=0)),  # >= 0: never falls
 }
 PER = ("cell", "seed", "slope", "best", "lowest", "spread", "crossing")
+RESAMPLES = 2000
 AGAINST = ("slope", "crossing")
 
 
@@ -41,7 +42,7 @@ class Field:
     below, equals: turn it into 1 where it is under a number, or is that text or number, else 0; what has no value counts as 0.
     per: "cell" (every cell is a point), "seed" (the mean over a seed's cells), "slope" (of log value against log `against`,
     within a seed), "best" (the smallest over all cells, as one point), "lowest" (at the row of the lowest loss, as one point),
-    "spread" (largest less smallest over settings, of means over seeds, as one point) or "crossing" (within a seed, the place
+    "spread" (largest less smallest over settings, of means over seeds; judged with its bootstrap over seeds, `Sheet.resampled`) or "crossing" (within a seed, the place
     along `along`, a path such as "parameters.signal", at which the value last passes `level`, between cells by a line; with
     `against` the slope of its logarithm against log `against`, one curve for each value of that option).
     """
@@ -140,6 +141,23 @@ class Sheet:
         reduce = _slope if quantity.per == "slope" else _mean
         return {(seed, 0): reduce(pairs) for seed, pairs in seeds.items()}
 
+    def resampled(self, quantity: Field) -> tuple[tuple[int, ...], np.ndarray]:
+        """Return the seeds of a spread, and the spreads of `RESAMPLES` draws of as many seeds (with replacement, fixed stream).
+
+        A seed is drawn with all its settings, since settings share their seeds. Seeds without a number in some setting are left
+        out; fewer than two leave no draw.
+        """
+        rows = self.chosen(quantity)
+        columns: dict[str, dict[int, float]] = {}
+        for row in rows:
+            columns.setdefault(json.dumps(row["parameters"], sort_keys=True), {})[int(row["seed"])] = quantity.of_row(row)
+        shared = sorted(set.intersection(*(set(column) for column in columns.values()))) if columns else []
+        table = np.array([[column[seed] for seed in shared] for column in columns.values()])
+        if len(shared) < 2 or len(columns) < 2 or not np.isfinite(table).all():
+            return tuple(shared), np.zeros(0)
+        drawn = np.random.default_rng(0).integers(len(shared), size=(RESAMPLES, len(shared)))
+        return tuple(shared), np.ptp(table[:, drawn].mean(axis=2), axis=0)
+
 
 def _parameter(row: Mapping[str, Any], name: str) -> float:
     value = row["parameters"].get(name) if name else 0.0
@@ -217,9 +235,9 @@ def seeds_of(cell: Mapping[str, Any], registered: Sequence[int]) -> tuple[int, .
     """Return the seeds of a cell: its own ("0:96"), or those of its scale."""
     if "seeds" not in cell:
         return tuple(registered)
-    from ufm.commands.shared import Chosen
+    from ufm.commands.shared import Seeded
 
-    seeds = next(f for f in dataclasses.fields(Chosen) if f.name == "seeds")
+    seeds = next(f for f in dataclasses.fields(Seeded) if f.name == "seeds")
     return tuple(read_grid(seeds, cell["seeds"]))
 
 

@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from ufm.cli import main
 from ufm.errors import RequestError
-from ufm.systems import Task, starvation_run
+from ufm.systems import SYSTEMS, Task, starvation_run
 from ufm.systems.starvation import Starvation, check, strengths_of
+from ufm.tables import load
 
 
 def row(seed=0, **options):
@@ -111,6 +112,26 @@ def test_predict_says_what_a_strong_feature_does():
     ]
     assert [effect for coupling, penalty, effect in told if penalty == "ridge"] == ["feeds", "no change", "starves"]
     assert {effect for _, penalty, effect in told if penalty == "decoupling"} == {"no change"}
+
+
+def test_predictions_are_of_the_seeds_asked_for():
+    words = ("starvation", "--mixing", "random", "--samples", "6")
+    answer = json.loads(run("predict", *words, "--seeds", "0,5", "--json").output)["predictions"]
+    assert [one["seed"] for one in answer] == [0, 5] and answer[0]["loss"] != answer[1]["loss"]
+    for one in answer:
+        found = row(one["seed"], mixing="random", samples=6)
+        assert [one["loss"], one["z2"]] == pytest.approx([found["loss"], found["measures"]["z2"]], rel=1e-8)
+    told = run("predict", *words, "--seeds", "0,5").output
+    assert "seed=0" in told and "seed=5" in told
+
+
+def test_a_prediction_that_draws_nothing_has_no_seeds():
+    for name in SYSTEMS:
+        seeded = load(SYSTEMS, name, "system").predict_seeds
+        assert ("--seeds" in run("predict", name, "--help").output) == seeded == (name == "starvation")
+        assert "--seeds" in run("simulate", name, "--help").output
+        answer = run("predict", name, "--seeds", "5")
+        assert (answer.exit_code == 0) == seeded and ("--seeds" in str(answer.exception)) != seeded
 
 
 def test_a_sweep_is_written_and_its_numbers_are_predicted(tmp_path):

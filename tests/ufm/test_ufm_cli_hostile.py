@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ufm.commands.listing import Setting
-from ufm.commands.shared import Chosen, Working, load_system
+from ufm.commands.shared import Chosen, Seeded, Working, load_system
 from ufm.systems import SYSTEMS
 
 VALUES = [
@@ -43,7 +43,7 @@ def requests(command, number, seed):
             yield [command, *([word, "--json"] if rng.random() < 0.5 else [word]), *some(Setting, command, rng)]
             continue
         name = names[int(rng.integers(len(names)))]
-        specs = (load_system(name).spec, Chosen, *((Working,) if command == "simulate" else ()))
+        specs = (load_system(name).spec, Seeded, Chosen, *((Working,) if command == "simulate" else ()))
         fields = [f for spec in specs for f in dataclasses.fields(spec)]
         words = [command, name, *(["--dry-run"] if command == "simulate" else [])]
         for index in rng.choice(len(fields), size=int(rng.integers(1, 4)), replace=False):

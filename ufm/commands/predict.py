@@ -9,7 +9,7 @@ import click
 
 from ufm.commands import shared
 from ufm.console import plain, print_json, print_table
-from ufm.spec import build, parameter, setting_of
+from ufm.spec import parameter, setting_of
 from ufm.systems import System
 from ufm.tables import resolve_target
 
@@ -22,18 +22,25 @@ def predict(system: System, flags: Mapping[str, Any]) -> int:
     """Print the predictions of one request and return the exit status."""
     from ufm import sweep
 
-    request = shared.read_request(system, (shared.Chosen,), flags)
-    plan = sweep.plan(system, request.values, request.grid, [0])
+    request = shared.read_request(system, _options(system), flags)
+    plan = sweep.plan(system, request.values, request.grid, request.seeds)
     function = resolve_target(system.predict)
     varying = tuple(name for name, value in setting_of(system.spec, request.values).items() if value == "grid")
     rows = []
-    for cell in plan.cells[:MOST]:
-        parameters = {name: parameter(value) for name, value in cell.items()}
-        rows.append({"parameters": parameters, **function(build(system.spec, cell))})
+    for index in range(min(len(plan), MOST)):
+        task = plan.task(index)
+        parameters = {name: parameter(value) for name, value in plan.cells[index // len(plan.seeds)].items()}
+        drawn = (task.seed,) if system.predict_seeds else ()
+        seed = {"seed": task.seed} if system.predict_seeds else {}
+        rows.append({"parameters": parameters, **seed, **function(task.spec, *drawn)})
     if request.shared["json"]:
         print_json({"system": system.name, "predictions": rows})
     else:
-        shown = [{"cell": shared.label(row["parameters"], varying, None), **plain(row)} for row in rows[:SHOWN]]
+        many = len(plan.seeds) > 1
+        shown = [
+            {"cell": shared.label(row["parameters"], varying, row["seed"] if many else None), **plain(row)}
+            for row in rows[:SHOWN]
+        ]
         columns = [name for name in system.predict_columns if name not in SELDOM or any(row.get(name) for row in shown)]
         print_table(shown, ["cell", *columns])
         for name, assumed in dict.fromkeys(
@@ -41,16 +48,21 @@ def predict(system: System, flags: Mapping[str, Any]) -> int:
         ):
             if assumed:
                 click.echo(f"{name} assumes {', '.join(map(str, assumed))}")
-        if len(plan.cells) > SHOWN:
-            click.echo(f"... and {len(plan.cells) - SHOWN} more cells; --json prints up to {MOST}")
+        if len(plan) > SHOWN:
+            click.echo(f"... and {len(plan) - SHOWN} more cells; --json prints up to {MOST}")
     return 1 if request.shared["strict"] and not all(map(shared.applies, rows)) else 0
+
+
+def _options(system: System) -> tuple[type, ...]:
+    """Return the common options: --seeds only where a prediction depends on a seed."""
+    return (shared.Seeded, shared.Chosen) if system.predict_seeds else (shared.Chosen,)
 
 
 def command_of(name: str) -> click.Command:
     """Return `ufm predict NAME`."""
     system = shared.load_system(name)
     shown = [(command.replace("simulate", "predict").partition(" --seeds")[0], "1 s") for command, _ in system.examples]
-    return shared.command_of(system, predict, (shared.Chosen,), f"{system.summary}: closed forms.", shown)
+    return shared.command_of(system, predict, _options(system), f"{system.summary}: closed forms.", shown)
 
 
 group = shared.group_of(

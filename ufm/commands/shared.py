@@ -23,10 +23,16 @@ MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True)
+class Seeded:
+    """The option of a command whose cells draw something."""
+
+    seeds: int = option(0, "root seeds, 0 <= seed < 2^32", low=0, high=2**32 - 1, grid=True, setting=False)
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The options that choose cells: every command that takes a grid has them."""
 
-    seeds: int = option(0, "root seeds, 0 <= seed < 2^32", low=0, high=2**32 - 1, grid=True, setting=False)
     config: str = option(None, "TOML file of options; flags win", kind="path", setting=False)
     zip: str = option(None, "options (names, comma-separated) whose grids walk together", kind="str", setting=False)
     json: bool = option(False, "print one JSON document on stdout", setting=False)
@@ -101,7 +107,7 @@ def read_request(system: System, shared: tuple[type, ...], flags: Mapping[str, A
     for spec in shared:
         names = {f.name for f in dataclasses.fields(spec)}
         resolved |= resolve(spec, *[{k: v for k, v in layer.items() if k in names} for layer in layers])
-    seeds = resolved.pop("seeds")
+    seeds = resolved.pop("seeds", [0])
     single = {name: value[0] for name, value in resolved.items()}
     zipped = [name for name in (single["zip"] or "").split(",") if name.strip()]
     grid = cells(values, zipped)

@@ -18,7 +18,7 @@ from ufm.systems import System
 from ufm.tables import resolve_target
 
 SHOWN = 40  # rows of the table; the rest is in cells.jsonl
-SHARED = (shared.Chosen, shared.Working)
+SHARED = (shared.Seeded, shared.Chosen, shared.Working)
 GOOD = tuple(status.value for status in Status if status.ok)
 SELDOM = ("regime", "rate")  # columns shown where a cell has something to say there
 

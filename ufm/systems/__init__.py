@@ -39,13 +39,14 @@ class System:
             (a value of ufm.solution.Status) and where they exist `loss`, `prediction`, `certificate`, `measures`, `reasons`,
             `flags`; numbers that do not exist are nan.
         predict: "module:function", spec -> dict: one row with `prediction`, `loss`, `status`, `reference`, `assumptions`,
-            `reason` and arrays for `--json`.
+            `reason` and arrays for `--json`. With `predict_seeds`: (spec, seed) -> dict.
         validate: "module:function", list of specs -> None. Raises RequestError for a cell that no solver takes; it may import
             what it needs, and runs on all cells before anything is created.
         columns, predict_columns: what the table on screen shows; "a.b" reaches into a nested record.
         naming: the options whose values make the run's readable name.
         chunk_seconds: how long a chunk takes at most; a system that gains from large batches takes longer ones.
         gpu: whether it computes on a GPU; else on the CPU, whatever the machine has.
+        predict_seeds: whether a prediction depends on what the seed draws; else `ufm predict` has no --seeds.
         version: of the definition of what is computed; part of the run's hash.
         examples: two (command, how long it takes).
         reference: keys of `ufm.references.REFERENCES` that every run of the system cites.
@@ -63,6 +64,7 @@ class System:
     validate: str = ""
     chunk_seconds: float = 2.0
     gpu: bool = True
+    predict_seeds: bool = False
     version: int = 1
     examples: tuple[tuple[str, str], ...] = ()
     reference: tuple[str, ...] = field(default=())

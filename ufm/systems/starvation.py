@@ -73,6 +73,7 @@ SYSTEM = System(
     predict_columns=("prediction", "loss", "z1", "z2", "elasticity", "effect", "status", "reference"),
     naming=("penalty", "mixing", "samples"),
     gpu=False,
+    predict_seeds=True,
     examples=(
         ("ufm simulate starvation --s1 2.2:12:20log --penalty ridge,decoupling", "2 s"),
         ("ufm simulate starvation --samples 20 --mixing random --coupling 0.1:0.9:9 --seeds 0:5", "5 s"),

@@ -248,10 +248,10 @@ def path(spec: Starvation, seed: int) -> dict[str, list[float]]:
     return {"t": end.t.tolist(), "z1": z[0].tolist(), "z2": z[1].tolist()}
 
 
-def predict(spec: Starvation) -> dict[str, Any]:
-    """Return one row: the optimum of seed 0's mixing, and the sign of what a stronger first feature does to the second."""
-    made = _prediction(spec, 0)
-    U = theory.mixing(spec.samples, spec.coupling, kind=spec.mixing, seed=0)
+def predict(spec: Starvation, seed: int = 0) -> dict[str, Any]:
+    """Return one row: the optimum of the seed's mixing, and the sign of what a stronger first feature does to the second."""
+    made = _prediction(spec, seed)
+    U = theory.mixing(spec.samples, spec.coupling, kind=spec.mixing, seed=seed)
     known = theory.optimum(U, np.array(strengths_of(spec)), spec.penalty_weight, spec.penalty)
     slope = made["values"].get("elasticity", 0.0)
     return {
