@@ -140,7 +140,7 @@ PAPERS: dict[str, Entry] = {
     ),
     "kou2023": Entry(
         "kou2023.toml",
-        "the same with ReLU and flipped labels: the test error is of n mu^4 / (sigma^4 d) alone",
+        "the same with ReLU and flipped labels: the test error follows n mu^4 / (sigma^4 d)",
         "ReLU, d large against n, one start and step for all",
         "kou2023",
     ),

@@ -206,6 +206,31 @@ def test_the_command_runs_predicts_and_refuses(tmp_path, capsys):
         main(["simulate", "benign", "--flip", "0.5", "--out", out], standalone_mode=False)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--signal", "1e99"], ["--noise", "1e-90"], ["--snr", "1e90"], ["--noise", "1e-300"], 
+     ["--signal", "1e60", "--noise", "1e-60"], ["--q", "10", "--signal", "1e50"]],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["simulate", "predict"])
+def test_numbers_whose_powers_are_none_are_refused(command, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=r"out of range|at most|below 1e-70|overflows") as found:
+        main([command, "benign", *words], standalone_mode=False)
+    assert len(str(found.value).splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_small_steps_bring_the_law_and_large_ones_do_not():
+    """Forty seeds beside the law at kappa 1/4: .28 with lr a sigma^2 d/n = .8, .35 with 32 and weights 1/2."""
+    found = {}
+    for name, options in (("small", dict(lr=0.1, steps=60)), ("large", dict(lr=0.8, output=0.5, steps=60))):
+        spec = Benign(dim=1600, variable=0.25, flip=0.1, init="fan_in", init_scale=1e-3, test_points=100, **options)
+        rows = simulate([Task(spec, seed) for seed in range(40)], "cpu")
+        found[name] = np.mean([row["measures"]["clean_error"] for row in rows]), predict(spec)
+    (small, known), (large, unknown) = found["small"], found["large"]
+    assert small == pytest.approx(known["clean_error"], abs=0.03) and large > 0.32
+    assert unknown["clean_error"] is None and "lr a sigma^2 d/n = 32" in unknown["reason"]
+
+
 def test_cost_grows_with_everything_but_the_dimension():
     base = check(Benign())
     assert check(Benign(dim=10**9)) == base

@@ -11,9 +11,10 @@ from ufm.prediction import EVIDENCE, STATED
 from ufm.theory import benign
 
 SETTING = dict(samples=20, dim=1000, signal=5.0, noise=1.0, q=1.0, flip=0.1, filters=10, start=0.1, orthogonal=False)
+SETTING |= dict(lr=0.1, steps=100, output=0.1)
 
 
-@pytest.mark.parametrize(("kappa", "flip"), [(0.0, 0.0), (0.25, 0.1), (1.0, 0.0), (4.0, 0.3), (30.0, 0.1)])
+@pytest.mark.parametrize(("kappa", "flip"), [(1e-9, 0.0), (0.25, 0.1), (1.0, 0.0), (4.0, 0.3), (30.0, 0.1)])
 def test_the_leading_order_error_is_that_of_two_rectified_normals(kappa, flip):
     u, v = np.random.default_rng(1).standard_normal((2, 400_000))
     s = (1 - 2 * flip) * math.sqrt(kappa / 2)
@@ -58,11 +59,20 @@ def test_borders_are_where_their_variables_have_the_level():
     ("changes", "name", "side", "status", "error"),
     [
         ({}, "kappa", "benign", EVIDENCE, True),
-        ({"signal": 1.0}, "kappa", "harmful", EVIDENCE, True),
+        ({"signal": 1.9}, "kappa", "harmful", EVIDENCE, True),
         ({"signal": 3.0}, "kappa", "between", EVIDENCE, True),
         ({"start": 3.0}, "kappa", "benign", STATED, False),
         ({"filters": 3}, "kappa", "benign", STATED, False),
         ({"dim": 100}, "kappa", "benign", STATED, False),
+        ({"lr": 0.3}, "kappa", "benign", STATED, False),
+        ({"output": 0.5}, "kappa", "benign", STATED, False),
+        ({"noise": 2.0, "signal": 8.0}, "kappa", "between", STATED, False),
+        ({"steps": 10}, "kappa", "benign", STATED, False),
+        ({"samples": 10}, "kappa", "between", STATED, False),
+        ({"flip": 0.3}, "kappa", "benign", STATED, False),
+        ({"signal": 1.5, "dim": 1500, "lr": 0.05}, "kappa", "harmful", STATED, False),
+        ({"signal": 0.0}, "kappa", "harmful", EVIDENCE, True),
+        ({"signal": 0.0, "lr": 10.0, "filters": 1}, "kappa", "harmful", EVIDENCE, True),
         ({"q": 3.0, "flip": 0.0}, "n SNR^q", "harmful", STATED, False),
         ({"q": 3.0, "flip": 0.0, "signal": 40.0}, "n SNR^q", "benign", STATED, False),
     ],
@@ -71,6 +81,7 @@ def test_a_setting_is_on_a_side_and_the_error_is_given_only_where_it_was_compare
     found = benign.regime(**{**SETTING, **changes})
     assert (found.variable_name, found.side, found.status, found.applies) == (name, side, status, True)
     assert (found.clean_error is not None) == error
+    assert bool(found.reason) == (name == "kappa" and not error)
     assert (found.border is not None) == (name == "n SNR^q")
 
 
@@ -78,6 +89,14 @@ def test_a_setting_is_on_a_side_and_the_error_is_given_only_where_it_was_compare
 def test_where_no_theorem_is_known_the_reason_says_so(changes, words):
     found = benign.regime(**{**SETTING, **changes})
     assert not found.applies and words in found.reason and "use" in found.reason and found.variable is None
+
+
+def test_without_a_signal_the_error_is_a_half_and_no_limit_of_the_law():
+    assert benign.relu_clean_error(0.0, 0.1) == 0.5 and benign.regime(**{**SETTING, "signal": 0.0}).clean_error == 0.5
+
+
+def test_the_ratio_of_signal_to_noise_is_raised_and_not_each():
+    assert benign.kappa(20, 1e-68, 1e-70, 20) == pytest.approx(1e8) and benign.kappa(20, 1e70, 1e69, 20) == pytest.approx(1e4)
 
 
 def test_wrong_numbers_are_refused():

@@ -12,7 +12,9 @@ from ufm.theory import benign as theory
 
 INITS = ("fixed", "fan_in")
 SIGNAL = 5.0
-LARGE = 1e100  # so that squares stay finite
+LARGE = 1e70  # so that fourth powers stay finite
+LEAST = 1e-70
+MOST_DIGITS = 250  # decimal digits of (signal / noise)^4 or ^q
 MOST_STEPS = 10_000_000
 MOST = 5_000  # vectors (samples, filters): their Gram matrix is kept
 
@@ -62,6 +64,14 @@ def check(spec: Benign) -> Cost:
         raise RequestError(f"{' and '.join(given)} both say how strong the signal is; give one of them")
     if not signal_of(spec) <= LARGE:
         raise RequestError(f"{given[0]} is a signal of norm {signal_of(spec):.3g}; at most {LARGE:g}: use a smaller value")
+    if not spec.noise >= LEAST:
+        raise RequestError(f"--noise {spec.noise:g} is below {LEAST:g}, so that its powers would vanish: use a larger value")
+    power = max(4.0, spec.q)
+    if not power * math.log10(max(signal_of(spec) / spec.noise, 1.0)) <= MOST_DIGITS:
+        ratio = signal_of(spec) / spec.noise
+        raise RequestError(
+            f"the signal is {ratio:.3g} times --noise {spec.noise:g}, whose power {power:g} overflows; use less signal"
+        )
     rows, columns = 2 * spec.filters, spec.samples + 1
     if rows + columns > MOST:
         raise RequestError(
@@ -79,7 +89,7 @@ def check(spec: Benign) -> Cost:
 
 SYSTEM = System(
     name="benign",
-    summary="a two-layer convolutional network on a signal and a noise patch: when is fitting the noise harmless?",
+    summary="two-layer convolutional networks on a signal and a noise patch: when overfitting is benign",
     spec=Benign,
     check="ufm.systems.benign:check",
     simulate="ufm.systems.benign_run:simulate",

@@ -9,7 +9,7 @@ import numpy as np
 
 from ufm.solution import Status
 from ufm.systems import Task
-from ufm.systems.benign import Benign, signal_of
+from ufm.systems.benign import Benign, check, signal_of
 from ufm.theory import benign as theory
 
 
@@ -110,6 +110,9 @@ def regime_of(spec: Benign) -> theory.Regime:
         filters=spec.filters,
         start=width * spec.noise * weight,
         orthogonal=spec.orthogonal,
+        lr=spec.lr,
+        steps=spec.steps,
+        output=weight / spec.filters,
     )
 
 
@@ -135,6 +138,7 @@ def prediction_of(spec: Benign, known: theory.Regime) -> dict[str, Any]:
 
 def predict(spec: Benign) -> dict[str, Any]:
     """Return one row: the variable of the transition, its side, and the test error where it is known."""
+    check(spec)
     known = regime_of(spec)
     errors = prediction_of(spec, known).get("values", {})
     return {
