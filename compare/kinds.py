@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+
 from compare import statistics
 from compare.outcome import AGREES, DEVIATES, NOT_RUN, UNDECIDED, Verdict, expected
 from compare.papers import Claim, Quantity
@@ -117,6 +119,8 @@ def _identity(table: Table, claim: Claim, seeds: Collection[int] | None) -> Verd
 
 
 def _law(sheet: Sheet, claim: Claim, seeds: Collection[int] | None) -> Verdict:
+    if isinstance(claim.value, Field) and claim.value.per == "spread":
+        return _spread(sheet, claim)
     value = series(sheet, claim.value)
     target = series(sheet, claim.over) if isinstance(claim.over, Field) else dict.fromkeys(value, claim.predicted)
     missing = [key for key, v in value.items() if not math.isfinite(v - target.get(key, math.nan))]
@@ -128,6 +132,32 @@ def _law(sheet: Sheet, claim: Claim, seeds: Collection[int] | None) -> Verdict:
     made = _every_point(claim, away, -claim.tolerance, "largest distance", "")
     sizes = tuple(map(abs, made.values))
     return dataclasses.replace(made, estimate=abs(made.estimate), low=abs(made.high), high=abs(made.low), values=sizes)
+
+
+def _spread(sheet: Sheet, claim: Claim) -> Verdict:
+    """Hold the bootstrap interval of a spread against the tolerance; where the interval straddles it nothing is decided.
+
+    The percentile interval lies high, since resampling widens a spread: an upper end below the tolerance is the safe side.
+    """
+    found = [value for value in series(sheet, claim.value).values() if math.isfinite(value)]
+    seeds, draws = sheet.resampled(claim.value)
+    if not sheet.rows:
+        return Verdict(claim, NOT_RUN, f"{claim.value} was not measured")
+    if not found or not len(draws) or len(seeds) < statistics.SEEDS:
+        reason = f"{len(seeds)} seeds with a number at every setting; at least {statistics.SEEDS} and two settings are needed"
+        return Verdict(claim, UNDECIDED, reason, seeds=seeds)
+    low, high = (float(np.quantile(draws, q)) for q in (statistics.ALPHA, 1 - statistics.ALPHA))
+    low = min(low, found[0])
+    over = claim.predicted + claim.tolerance
+    inside, outside = (float((1 + np.sum(hit)) / (1 + len(draws))) for hit in (draws >= over, draws <= over))
+    shown = f"{claim.value} {format_number(found[0])} [{format_number(low)}, {format_number(high)}] over {len(seeds)} seeds"
+    if high <= over:
+        verdict, p, reason = AGREES, inside, f"{shown} is at most {over:g}"
+    elif low > over:
+        verdict, p, reason = DEVIATES, outside, f"{shown} is above {over:g}"
+    else:
+        verdict, p, reason = UNDECIDED, min(inside, outside), f"{shown} straddles {over:g}"
+    return Verdict(claim, verdict, reason, estimate=found[0], low=low, high=high, p=p, seeds=seeds, points=len(sheet.rows))
 
 
 def _share(sheet: Sheet, claim: Claim, seeds: Collection[int] | None) -> Verdict:

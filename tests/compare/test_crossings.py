@@ -1,9 +1,13 @@
 """What a claim reads across the cells of a sweep: where a curve crosses a level, and how far settings lie apart."""
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 
+from compare.kinds import KINDS
+from compare.papers import paper
 from compare.sweeps import Field, Sheet, last_crossing
 from ufm.errors import RequestError
 
@@ -38,6 +42,28 @@ def test_a_spread_is_of_means_over_seeds_and_is_nothing_of_one_setting():
     assert Sheet("c", rows).series(Field("value", per="spread", where={"x": 1})) == {}
     lost = [*rows, row(3, None, x=4, dim=5)]
     assert math.isnan(next(iter(Sheet("c", lost).series(Field("value", per="spread")).values())))
+
+
+def spread_claim(rows, tolerance):
+    claim = next(c for c in paper("kou2023").claims if c.name == "collapse-one")
+    value = Field("value", per="spread")
+    return KINDS["law"](Sheet("c", rows), dataclasses.replace(claim, value=value, tolerance=tolerance), None)
+
+
+def test_a_spread_is_judged_by_its_interval_over_seeds():
+    """Normal scatter: the spread of two means of 40 has standard error sqrt(2/40) 0.1; its interval has that width."""
+    noise = np.random.default_rng(3).normal(0, 0.1, (2, 40))
+    rows = [row(s, gap + noise[i, s], x=i, dim=5) for i, gap in enumerate((0.2, 0.5)) for s in range(40)]
+    found = spread_claim(rows, 0.5)
+    assert found.verdict == "agrees" and found.seeds == tuple(range(40)) and found.points == 80
+    assert found.low < found.estimate < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.645 * 0.1 * math.sqrt(2 / 40), rel=0.35)
+    assert spread_claim(rows, found.estimate + 1e-3).verdict == "undecided"  # not a matter of the point alone
+    assert spread_claim(rows, 0.1).verdict == "deviates" and "over 40 seeds" in found.reason
+    assert spread_claim(rows, 0.5).high == found.high  # one stream
+    assert spread_claim([r for r in rows if r["seed"] < 4], 0.5).verdict == "undecided"
+    assert spread_claim([], 0.5).verdict == "not run"
+    assert spread_claim([*rows, row(3, None, x=2, dim=5)], 0.5).verdict == "undecided"
 
 
 @pytest.mark.parametrize(
