@@ -76,6 +76,8 @@ def find_settings(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[
     if (path / "config.json").exists():
         yield path, None
         return
+    if not above:  # one that was named; below a folder of runs it adds nothing to the runs beside it
+        yield from ((folder, None) for folder in identity.listed_settings(path))
     here = path.resolve()
     if here in above:
         return

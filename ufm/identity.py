@@ -59,6 +59,18 @@ def read_document(setting_path: Path) -> dict[str, Any]:
     return document
 
 
+def listed_settings(path: Path) -> list[Path]:
+    """Return the run folders that a grid's folder (`sweep.json` beside no config.json) lists, as far as they exist; else []."""
+    if not (path / "sweep.json").is_file() or (path / "config.json").exists():
+        return []
+    try:
+        wanted = {setting_hash(s)[:DIGITS] for s in files.load_json(files.read_bytes(path / "sweep.json"), path)["settings"]}
+    except (KeyError, TypeError):
+        raise RunError(f"{path / 'sweep.json'} is damaged; name the run folders beside it") from None
+    beside = ((p, _HASHED.fullmatch(p.name)) for p in sorted(path.resolve().parent.iterdir()))
+    return [p for p, named in beside if named and named[2] in wanted and (p / "config.json").is_file()]
+
+
 def _mark(setting: Mapping[str, Any], key: str) -> str | None:
     return setting_hash({key: setting[key]})[:8] if key in setting else None
 

@@ -474,6 +474,7 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         if _seed_of(path) is not None and (path.parent / "config.json").is_file():
             found.add(path.parent)
             continue
+        found.update(identity.listed_settings(path))
         for folder, inner, names in os.walk(path):
             if "config.json" in names:
                 found.add(Path(folder))

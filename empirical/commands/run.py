@@ -243,7 +243,8 @@ class Request:
             )
         code = print_outcomes(self.study, outcomes, self.varied, [job.experiment for job in jobs], as_json)
         if not as_json and any(outcome.result.get("final") for outcome in outcomes):
-            say(f"written to {target}; see 'compare plot nc {shlex.quote(str(target))} -o nc.pdf'")
+            shown, made = ("plot nc", "nc.pdf") if len(self.settings) == 1 else ("report", "report.html")
+            say(f"written to {target}; see 'compare {shown} {shlex.quote(str(target))} -o {made}'")
         return code
 
     def workers(self, device: str, missing: int, together: Any) -> int:

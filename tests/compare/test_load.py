@@ -8,8 +8,8 @@ from synthetic_runs import ENVIRONMENT, hui_setting, rows_of_seed, write_trainin
 from compare.load import REACHED, load
 from compare.rows import COLUMNS, table_of
 from compare.table import numbers
-from ufm.errors import RequestError
-from ufm.record import Run
+from ufm.errors import RequestError, RunError
+from ufm.record import Run, find_runs
 from ufm.solution import Status
 
 
@@ -37,6 +37,19 @@ def test_a_copied_folder_and_a_single_seed_load(tmp_path):
     assert load([folder, tmp_path / "runs", folder / "seed-1"]).rows == load(folder).rows  # the same run is read once
     both = load([folder, copy])
     assert len(both.cells) == 2 and both.rows == 2 * load(folder).rows
+
+
+def test_a_grid_s_own_folder_stands_for_the_runs_it_lists(tmp_path):
+    folder = write_training(tmp_path / "collapse")
+    other = folder.parent / "sweep-0123456789ab"
+    other.mkdir()
+    setting = json.loads((folder / "config.json").read_text())["setting"]
+    (other / "sweep.json").write_text(json.dumps({"format": 1, "settings": [setting], "seeds": [0]}))
+    assert load(other).rows == load(folder).rows == load([other, folder, tmp_path]).rows > 0
+    assert find_runs(other) == [folder.resolve()]
+    (other / "sweep.json").write_text("[]")
+    with pytest.raises(RunError, match="damaged"):
+        load(other)
 
 
 def test_unfinished_and_corrupt_seeds_are_listed_never_dropped_in_silence(tmp_path):
