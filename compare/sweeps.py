@@ -39,7 +39,8 @@ class Field:
 
     field: a dotted path into a row, such as "end.nc1_ratio" or "law_error". where: parameter -> value, or a list of values.
     take: for a list, one of `TAKES`. divide, minus: another field that the number is divided by, or less.
-    below, equals: turn it into 1 where it is under a number, or is that text or number, else 0; what has no value counts as 0.
+    below, equals: turn it into 1 where it is under a number, or is that text or number, else 0; nan where there is none, which is
+    no hit of a share and leaves a law undecided.
     per: "cell" (every cell is a point), "seed" (the mean over a seed's cells), "slope" (of log value against log `against`,
     within a seed), "best" (the smallest over all cells, as one point), "lowest" (at the row of the lowest loss, as one point),
     "spread" (largest less smallest over settings, of means over seeds; judged with its bootstrap over seeds, `Sheet.resampled`) or "crossing" (within a seed, the place
@@ -89,14 +90,14 @@ class Field:
         """Return the number of one row, nan where it has none."""
         found = reach(row, self.field)
         if self.equals is not None:
-            return float(found == self.equals)
+            return math.nan if found is None else float(found == self.equals)
         number = self._number(found)
         for other, join in ((self.divide, np.divide), (self.minus, np.subtract)):
             if other:
                 by = self._number(reach(row, other))
                 number = float(join(number, by)) if by or join is np.subtract else math.nan
         number *= self.factor
-        return float(number < self.below) if self.below is not None else number
+        return float(number < self.below) if self.below is not None and not math.isnan(number) else number
 
     def _number(self, found: Any) -> float:
         if isinstance(found, list):
