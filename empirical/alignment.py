@@ -116,6 +116,7 @@ def check(experiment: Alignment, seed: int) -> Cost:
         raise RequestError(
             f"--vertices {experiment.vertices} --depth 0: a fixed classifier on no layer leaves nothing to train; use --depth 1"
         )
+    _check_width(experiment, train.classes)
     build_network(dataclasses.replace(experiment, permutations=1, starts=1), train, seed)
     number = experiment.permutations * experiment.starts
     one = cost_of(experiment, tuple(train.inputs.shape[1:]), train.classes, len(test), clock)
@@ -126,6 +127,16 @@ def check(experiment: Alignment, seed: int) -> Cost:
         bytes=one.bytes + (number - 1) * 4 * 5 * one.parameters + number * kept,
         seconds=number * one.seconds,
     )
+
+
+def _check_width(experiment: Alignment, classes: int) -> None:
+    """RequestError where the vertices do not fit into the features: in the words of this study, which has no --head."""
+    needed = {"simplex": classes - 1, "polygon": 2, "learned": 1}[experiment.vertices]
+    if (experiment.width or needed) < needed:
+        raise RequestError(
+            f"--vertices {experiment.vertices} --width {experiment.width}: these vertices of {classes} classes need features of "
+            f"dimension {needed} or more; use --width {needed}"
+        )
 
 
 # --- what is measured ----------------------------------------------------------------------------------------------
@@ -163,7 +174,8 @@ def normalised_margins(logits: Tensor, labels: Tensor, weight: Tensor, features:
 
     gamma_i = z_{y_i} - max_{j != y_i} z_j, divided by K/(K-1) rms_k |w_k - w_mean| rms_i |h_i - h_mean|. For balanced classes the
     mean over samples is at most 1: the largest other logit is no less than the mean of the others, the biases average out, and
-    Cauchy and Schwarz bound the rest. It is 1 at collapse: h_i - h_mean one multiple of w_{y_i} - w_mean, a simplex.
+    Cauchy and Schwarz bound the rest. It is 1 at collapse, h_i - h_mean one multiple of w_{y_i} - w_mean, a simplex, where
+    w_k h_mean + b_k is the same for all classes k: what is left of it is a margin for some classes and against others.
 
     Args:
         logits: (M, N, K). labels: (N,). weight: (M, K, d). features: (M, N, d), what the weight sees.

@@ -68,6 +68,11 @@ class Alignment(Experiment):
         """What is trained: all networks as one module, on the sum of their losses."""
         return "empirical.alignment:RECIPE"
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The question, and the margins."""
+        return ("gao2023",)
+
 
 STUDY = Study(
     name="alignment",

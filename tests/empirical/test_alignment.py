@@ -206,7 +206,8 @@ def test_what_the_study_cannot_do_is_one_line(changed, words):
     [
         (["--vertices", "simplx"], "did you mean 'simplex'"),
         (["--permutations", "0"], ">= 1"),
-        (["--width", "3"], "dimension 4 or more"),
+        (["--width", "3"], "--vertices simplex --width 3: these vertices of 5 classes need features of dimension 4 or more"),
+        (["--vertices", "polygon", "--width", "1"], "--vertices polygon --width 1: these vertices of 5 classes need features"),
         (["--depth", "0"], "nothing to train"),
         (["--stack", "on"], "cannot train seeds in one program"),
     ],
@@ -223,6 +224,13 @@ def test_torchrun_is_refused_and_a_setting_survives_its_config(empirical, tmp_pa
     assert code == 2 and "torchrun" in err and not files(tmp_path)
     made = alignment(vertices="polygon", permute="symmetries")
     assert from_setting(study("alignment").spec, json.loads(json.dumps(made.setting()))).resolved() == made
+
+
+def test_a_run_cites_the_paper_whose_question_it_asks(tmp_path):
+    from ufm.commands.cite import use_of
+
+    job = Job("alignment", alignment(), 0, str(tmp_path), "cpu")
+    assert attempt(job).exit == 0 and "gao2023" in use_of(job.path).references
 
 
 def test_the_same_rows_on_a_simulated_card(tmp_path, monkeypatch):
