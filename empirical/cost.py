@@ -45,6 +45,7 @@ class Cost:
     seconds: float
     warning: str | None = None  # what the plan shows that may spoil the measures
     data: int = 0  # bytes of the data, with the copy that is prepared
+    sizes: tuple[str, ...] = ("--width", "--depth", "--batch-size")  # what a smaller training would have smaller
 
     @property
     def card(self) -> int:
@@ -76,10 +77,10 @@ def cost_of(experiment: Experiment, shape: tuple[int, ...], classes: int, test: 
     total = PROCESS + 4 * (COPIES * parameters + values) + 2 * inputs
     seconds = 2 * products * passes / FLOPS + clock.steps * STEP_SECONDS * (len(sizes) + 4)
     warning = small_last_batch(clock) if experiment.norm == "batch" else None
-    cost = Cost(parameters, clock.steps, total, seconds, warning, data=2 * inputs)
+    cost = Cost(parameters, clock.steps, total, seconds, warning, data=2 * inputs, sizes=experiment.sizes)
     need, have = cost.host if torch.cuda.is_available() else total, machine_memory()
     if need > have:  # before the network is made
-        raise RequestError(_too_large(need, have))
+        raise RequestError(_too_large(cost, need, have))
     return cost
 
 
@@ -90,13 +91,13 @@ def check_room(cost: Cost, device: str) -> None:
     have = machine_memory()
     if device == "cpu":
         if cost.bytes > have:
-            raise RequestError(_too_large(cost.bytes, have))
+            raise RequestError(_too_large(cost, cost.bytes, have))
         return
     if cost.host > have:
-        raise RequestError(_too_large(cost.host, have))
+        raise RequestError(_too_large(cost, cost.host, have))
     _, card = torch.cuda.mem_get_info(torch.device(device))
     if cost.card > card:
-        raise RequestError(_too_large(cost.card, card, f"{device} has"))
+        raise RequestError(_too_large(cost, cost.card, card, f"{device} has"))
 
 
 def machine_memory() -> int:
@@ -104,8 +105,9 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _too_large(need: int, have: int, who: str = "the machine has") -> str:
-    return f"this training needs about {_gib(need)} GiB, {who} {_gib(have)} GiB; use a smaller --width, --depth or --batch-size"
+def _too_large(cost: Cost, need: int, have: int, who: str = "the machine has") -> str:
+    sizes = f"{', '.join(cost.sizes[:-1])} or {cost.sizes[-1]}"
+    return f"this training needs about {_gib(need)} GiB, {who} {_gib(have)} GiB; use a smaller {sizes}"
 
 
 def _gib(number: int) -> str:

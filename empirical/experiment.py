@@ -126,6 +126,11 @@ class Experiment:
         """Return the number of samples of the loss that `inputs` train inputs make: one each, unless a study groups them."""
         return inputs
 
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Flags of what makes a training large, for the message that it does not fit."""
+        return "--width", "--depth", "--batch-size"
+
     def stages(self, per_epoch: int) -> tuple[int, ...]:
         """Return the steps where the stages of the training begin, and its last step; the schedule starts anew with each."""
         return 0, self.steps or per_epoch * int(self.epochs or 1)

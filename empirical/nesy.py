@@ -160,8 +160,8 @@ class Look:
 def digit_values(kept: Stored) -> dict[str, float]:
     """Return the share of digits read right, and the same after the best one-to-one renaming of what was read.
 
-    Where every sum of digits occurs as a label, only the right names fit all sums; a training may stop at others all the same,
-    and the second number tells that from digits that it does not tell apart.
+    Where every sum of digits occurs as a label, as those of two do and those of ten hardly can, only the right names fit all
+    sums; a training may stop at others all the same, and the second number tells that from digits that it does not tell apart.
     """
     from scipy.optimize import linear_sum_assignment
 

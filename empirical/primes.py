@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from empirical.data.coloured import DIGITS, colour_of
+from empirical.data.prepare import coarse_labels
 from empirical.data.split import Split
 from empirical.experiment import Experiment
 from empirical.features import plan_layers
@@ -86,6 +88,12 @@ def _primed(network: nn.Module, experiment: Experiment, train: Split, seed: int)
             f"--primes {_kind(experiment)}: the attribute has {train.attributes} values and there are {train.classes} classes; "
             "primes need one class for each value: leave --colours out, or give --coarse groups for it"
         )
+    if not stands_for_classes(train, experiment.coarse):
+        groups = np.bincount(colour_of(np.arange(DIGITS), int(train.attributes)))
+        raise RequestError(
+            f"--coarse {','.join(map(str, experiment.coarse or ()))}: value a of the attribute does not stand for class a, as "
+            f"--primes {_kind(experiment)} take it to; use --coarse {','.join(map(str, groups))}"
+        )
     path = plan_layers(network, train.batch(slice(0, 2))[0], "last", None).classifier
     plain = network.get_submodule(path) if path else None
     if type(plain) is not nn.Linear:
@@ -120,6 +128,18 @@ def check_attribute(data: Split) -> Tensor:
     if data.attribute is None:
         raise RequestError("this data has no spurious attribute; use --dataset coloured-mnist5k or coloured-digits")
     return data.attribute
+
+
+def stands_for_classes(data: Split, coarse: tuple[int, ...] | None) -> bool:
+    """Return whether each value of the attribute stands for the class of the same number: as many, of the same digits.
+
+    coarse: sizes of the groups of digits that are the classes of `data`; None: each digit is one.
+    """
+    fine = np.arange(DIGITS)
+    classes = coarse_labels("the data", DIGITS, coarse)
+    return data.attributes is not None and bool(
+        (colour_of(fine, data.attributes) == (fine if classes is None else classes)).all()
+    )
 
 
 RECIPE = Recipe(_primed, _targets, _loss)

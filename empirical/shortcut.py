@@ -10,7 +10,7 @@ from empirical import collapse
 from empirical.cost import Cost
 from empirical.data.coloured import conflicting
 from empirical.data.split import Split
-from empirical.primes import check_attribute
+from empirical.primes import check_attribute, stands_for_classes
 from empirical.store import Stored, full_float32
 from empirical.studies.shortcut import Shortcut
 from empirical.train import Report, Training, load_data, run_training
@@ -41,7 +41,7 @@ class Look:
         stored = self.labels.stored(training)
         rows = self.labels.rows_of(training, *stored)
         for split, kept, data in zip(("train", "test"), stored, (training.train, training.test), strict=True):
-            rows += accuracy_rows(split, kept.predicted, data)
+            rows += accuracy_rows(split, kept.predicted, data, training.experiment.coarse)
         return rows + attribute_rows(training, stored)
 
     def tensors(self, training: Training) -> dict[str, Any]:
@@ -53,12 +53,15 @@ class Look:
         return kept
 
 
-def accuracy_rows(split: str, predicted: torch.Tensor, data: Split) -> list[dict[str, Any]]:
+def accuracy_rows(split: str, predicted: torch.Tensor, data: Split, coarse: tuple[int, ...] | None) -> list[dict[str, Any]]:
     """Return the shares of samples by group; a group without samples has a null and the reason.
+
+    coarse: sizes of the groups of digits that are the classes of `data`; None: each digit is one.
 
     accuracy_aligned, accuracy_conflicting: the right share of samples whose attribute is their class's, is another's.
     accuracy_unbiased: aligned / A + (1 - 1/A) conflicting: the accuracy where all A values of the attribute are equally likely
-    in every class. attribute_followed: of the conflicting samples, the share called what their attribute stands for.
+    in every class. attribute_followed: of the conflicting samples, the share called what their attribute stands for;
+    left out where that is no one class.
     """
     attribute, against = check_attribute(data), conflicting(data)
     right, values = predicted == data.labels, int(data.attributes or 0)
@@ -66,7 +69,7 @@ def accuracy_rows(split: str, predicted: torch.Tensor, data: Split) -> list[dict
     shares = {"accuracy_aligned": aligned, "accuracy_conflicting": opposed, "accuracy_unbiased": None}
     if aligned is not None and opposed is not None:
         shares["accuracy_unbiased"] = aligned / values + (1 - 1 / values) * opposed
-    if values == data.classes:  # else the attribute stands for no one class
+    if stands_for_classes(data, coarse):
         shares["attribute_followed"] = _share(predicted == attribute, against)
     place = {"split": split, "layer": "network", "centres": "self"}
     return [

@@ -58,8 +58,10 @@ class Nesy(Experiment):
                 raise RequestError(
                     f"{flag}: the digits of nesy are known by their sums alone, which this does not fit; leave it out"
                 )
-        if self.head == "etf" and self.start == "frozen":
-            raise RequestError("--head etf: a fixed classifier on frozen features leaves nothing to train; use --start finetune")
+        if self.head in ("etf", "polygon") and self.start == "frozen":
+            raise RequestError(
+                f"--head {self.head}: a fixed classifier on frozen features leaves nothing to train; use --start finetune"
+            )
         budget = {"epochs": 20} if self.epochs is None and self.steps is None else {}
         batch = {"batch_size": 64} if self.batch_size is None else {}
         made = dataclasses.replace(super().resolved(), **budget, **batch)
@@ -84,6 +86,11 @@ class Nesy(Experiment):
         return "empirical.nesy:RECIPE"
 
     @property
+    def references(self) -> tuple[str, ...]:
+        """The method of the pretraining."""
+        return () if self.start == "scratch" else ("daniele2024",)
+
+    @property
     def moments(self) -> dict[str, str]:
         """When the network is measured; between the two stages in any case."""
         return super().moments | ({"--pretrain-epochs": str(self.pretrain_epochs)} if self.pretrain_epochs else {})
@@ -91,6 +98,11 @@ class Nesy(Experiment):
     def samples_of(self, inputs: int) -> int:
         """Return the number of train sums of `inputs` images."""
         return self.repeats * (inputs // self.operands)
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The number of sums is one of them."""
+        return *super().sizes, "--repeats"
 
     def stages(self, per_epoch: int) -> tuple[int, ...]:
         """Return (0, steps), or (0, steps of the pretraining, steps of both)."""

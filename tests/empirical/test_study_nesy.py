@@ -9,6 +9,7 @@ import torch
 
 from empirical import nesy
 from empirical.features import plan_layers
+from empirical.models import HEADS
 from empirical.nesy import classifier_of
 from empirical.runner import Job, attempt
 from empirical.step import order_of, take_step
@@ -16,6 +17,7 @@ from empirical.studies import study
 from empirical.studies.nesy import Nesy
 from empirical.sums import draw_operands, sum_log_probabilities
 from empirical.train import set_up
+from ufm.commands.cite import use_of
 from ufm.errors import RequestError
 from ufm.interrupt import Interrupted, Stop
 from ufm.provenance import environment
@@ -309,6 +311,7 @@ def test_stopped_in_either_stage_and_between_them_it_gives_the_same_bytes(tmp_pa
         ({"augment": "crop-flip"}, "--augment crop-flip"),
         ({"layers": "logits"}, "--layers logits: nesy measures the last features by digit"),
         ({"head": "etf", "start": "frozen", "pretrain_epochs": 1}, "--head etf: a fixed classifier on frozen features"),
+        ({"head": "polygon", "start": "frozen", "pretrain_epochs": 1}, "--head polygon: a fixed classifier on frozen features"),
         ({"start": "finetune", "steps": 10}, "--steps 10: say with --pretrain-epochs"),
     ],
 )
@@ -318,9 +321,35 @@ def test_what_the_study_cannot_do_is_refused(changed, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_every_fixed_head_can_be_pretrained_for_but_not_be_all_that_is_left():
+    """Whatever head has no parameter to train is refused on frozen features."""
+    for head in HEADS:
+        made = {"head": head, "head_depth": 2 if head == "deep" else 1}
+        own = classifier_of(set_up(small(**made), 0, CPU).network)
+        if own.weight.requires_grad:
+            steps(set_up(small(start="frozen", **made), 0, CPU), 11)  # into the exact stage
+        else:
+            with pytest.raises(RequestError, match=f"--head {head}"):
+                small(start="frozen", **made)
+
+
+def test_a_pretrained_run_cites_its_method(tmp_path):
+    cited = {}
+    for start in ("scratch", "frozen", "finetune"):
+        job = Job("nesy", small(start=start, epochs=1, measure_at="1"), 0, str(tmp_path), "cpu")
+        assert attempt(job).exit == 0
+        cited[start] = "daniele2024" in use_of(job.path.parent).references
+    assert cited == {"scratch": False, "frozen": True, "finetune": True}
+
+
 def test_more_operands_than_images_are_refused():
     with pytest.raises(RequestError, match=r"--operands 50: there are 40 train images"):
         nesy.check(small(operands=50, train_per_class=4), 0)
+
+
+def test_more_sums_than_fit_are_refused_by_their_flag():
+    with pytest.raises(RequestError, match=r"GiB; use a smaller --width, --depth, --batch-size or --repeats$"):
+        nesy.check(small(repeats=10**6, train_per_class=None), 0)
 
 
 def test_torchrun_is_refused(monkeypatch):

@@ -147,7 +147,7 @@ def test_primes_take_the_colour_off_the_features():
     for primes in ("none", "etf"):
         training = set_up(small(primes=primes, train_per_class=None, conflict=0.02, width=64, epochs=40), 7, CPU)
         _train(training)
-        final[primes] = {r["metric"]: r["value"] for r in shortcut.accuracy_rows("test", _guess(training), training.test)}
+        final[primes] = {r["metric"]: r["value"] for r in shortcut.accuracy_rows("test", _guess(training), training.test, None)}
     assert final["etf"]["accuracy_unbiased"] > final["none"]["accuracy_unbiased"] + 0.02
     assert final["etf"]["attribute_followed"] < final["none"]["attribute_followed"] - 0.02
 
@@ -218,12 +218,34 @@ def test_the_setting_finds_its_way_back():
 
 
 @pytest.mark.parametrize(
+    ("coarse", "colours", "stands"),
+    [((4, 3, 3), 3, True), ((2, 3, 5), 3, False), ((5, 5), 3, False), ((5, 5), 2, True), (None, 10, True), (None, 9, False)],
+)
+def test_what_an_attribute_stands_for_is_a_class_of_the_same_digits(coarse, colours, stands):
+    """As many groups are not enough: of 2, 3 and 5 digits, the second holds digits of two colours of 4, 3 and 3."""
+    training = set_up(small(coarse=coarse, colours=colours, primes="none", label_noise=0.6), 0, CPU)
+    rows = {(r["split"], r["metric"]) for r in shortcut.Look().rows(training)}
+    for split in ("train", "test"):
+        assert ((split, "attribute_followed") in rows) is stands
+    of_class = [
+        set(training.test.attribute[~conflicting(training.test) & (training.test.labels == k)].tolist()) for k in range(3)
+    ]
+    assert (of_class == [{0}, {1}, {2}]) is (stands and colours > 2)
+    if stands:
+        shortcut.check(small(coarse=coarse, colours=colours, primes="etf"), 0)
+
+
+@pytest.mark.parametrize(
     "changed, message",
     [
         ({"dataset": "digits"}, "--dataset digits has no spurious attribute; use coloured-mnist5k or coloured-digits"),
         ({"loss": "mse"}, "--loss mse: --primes etf are trained by cross-entropy; use --loss ce"),
         ({"layers": "blocks.0"}, "add penultimate"),
         ({"colours": 5}, "the attribute has 5 values and there are 10 classes"),
+        (
+            {"coarse": (2, 3, 5), "colours": 3},
+            "--coarse 2,3,5: value a of the attribute does not stand for class a, .*coarse 4,3,3$",
+        ),
         ({"head": "deep", "head_depth": 2, "width": 9}, "need as many features; 9 are too few"),
         ({"width": 9}, "10 values of an attribute need as many features; 9 are too few"),
         ({"dataset": "coloured-digit"}, "did you mean 'coloured-digits'"),
