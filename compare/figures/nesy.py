@@ -120,8 +120,8 @@ def _draw(style: Style, columns: list[_Column]) -> Any:
             legend.line(CHANCE, rule)
         title(top, f"digits_{one.operands}", f"({'abc'[number]}) {one.operands} digits")
         title(bottom, f"nc1_{one.operands}", f"({'abcdef'[count + number]}) {one.operands} digits")
-    grid[0, 0].set_ylabel("Accuracy")
-    grid[1, 0].set_ylabel("NC1 by digit")
+    grid[0, 0].set_ylabel("Digit accuracy, test")
+    grid[1, 0].set_ylabel("NC1 by digit, test")
     curves = [c for one in columns for c in one.curves]
     if any(np.isfinite(c.low).any() for c in curves):
         legend.band(f"95 % interval, {seed_counts(curves)}")

@@ -18,11 +18,12 @@ from ufm.errors import RequestError
 SETTINGS = 2  # side by side; more do not fit a column's width
 VALUES = 10  # of the attribute, where a run does not say
 _DOTS = LOOKS["test"].dashes
-# Test is dotted as everywhere; the attribute has colours of its own, lighter than the label's.
+# Test is dotted as everywhere; the attribute has colours of its own, lighter than the label's. One legend for both kinds of
+# panel: no look stands for an answer and a feature.
 _ANSWERS = {
-    "train_conflicting": ("Other colour, train", LOOKS["train"], "accuracy_conflicting", "train"),
+    "train_conflicting": ("Other colour, train", Look("#3d3d3d", "-", ">"), "accuracy_conflicting", "train"),
     "test_aligned": ("Own colour, test", Look("#e8a000", _DOTS, "^", 1.5), "accuracy_aligned", "test"),
-    "test_unbiased": ("Unbiased, test", LOOKS["test"], "accuracy_unbiased", "test"),
+    "test_unbiased": ("Unbiased, test", Look("#d1497e", _DOTS, "h", 1.5), "accuracy_unbiased", "test"),
     "test_conflicting": ("Other colour, test", Look("#7a4b94", _DOTS, "D", 1.5), "accuracy_conflicting", "test"),
     "followed": ("Called by colour, test", Look("#6b6b6b", _DOTS, "X", 1.5), "attribute_followed", "test"),
 }
