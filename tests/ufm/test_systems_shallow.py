@@ -159,6 +159,12 @@ def test_contradictory_inputs_leave_their_share_of_the_loss():
             assert math.isnan(row["measures"][name]) and row["reasons"][name]
 
 
+def test_a_singular_gram_says_why_it_has_no_unit():
+    row = shallow_run.simulate([Task(Shallow(samples=5, dim=1, width=20, t_end=1.0), 0)], "cpu")[0]
+    for name in ("kernel_distance", "kernel_movement"):
+        assert math.isnan(row["measures"][name]) and "singular" in row["reasons"][name]
+
+
 def test_a_step_too_large_is_a_row_with_its_step_and_valid_json():
     spec = Shallow(width=200, step=50.0, t_end=1e5, samples=4)
     row = shallow_run.simulate([Task(spec, 0)], "cpu")[0]

@@ -149,8 +149,9 @@ def _row(spec: Shallow, measures: dict[str, Any], path: Any, i: int) -> dict[str
     edges = theory.edges(spec.samples, spec.dim, rates_of(spec), spec.data)
     reasons = {}
     unequal = spec.contradictions == 0
-    if not unequal:
-        reasons |= dict.fromkeys(("kernel_distance", "kernel_movement"), "two inputs are equal: lambda_min is zero")
+    if measures["lambda_min"] <= SINGULAR * measures["lambda_max"]:
+        why = "H is singular to rounding: lambda_min is zero" if unequal else "two inputs are equal: lambda_min is zero"
+        reasons |= dict.fromkeys(("kernel_distance", "kernel_movement"), why)
     reason = edges.reason if unequal else "inputs that occur twice are not independent draws"
     measures["lambda_min_ratio"] = edges.lowest / measures["lambda_min"] if not reason else math.nan
     measures["linear_ratio"] = edges.linear / measures["lambda_min"] if not reason else math.nan
