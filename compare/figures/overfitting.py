@@ -12,7 +12,7 @@ from compare.figures.axes import PLAIN, Legend, decades, draw_curve, finish, fix
 from compare.figures.cells import differing
 from compare.figures.drawing import Drawing
 from compare.figures.maps import COLORS
-from compare.figures.series import COLUMNS, CONFIDENCE, Curve
+from compare.figures.series import COLUMNS, CONFIDENCE, Curve, seed_counts
 from compare.style import LOOKS, Style, escape, group_look
 from ufm.errors import RequestError
 from ufm.theory import benign as theory
@@ -23,7 +23,7 @@ LEAST = 3  # values of each of two options from which on a heat map is drawn
 CURVES = 4
 QUARTER = 0.25  # the clean error whose contour is drawn: half-way between guessing and none
 NAMES = {"kappa": r"$\kappa=n\|\mu\|^4/(\sigma^4 d)$", "n SNR^q": r"$n\,\mathrm{SNR}^q$"}
-LINES = {"kappa": r"Theory: $\kappa=1$", "n SNR^q": r"Derived: $n\,\mathrm{SNR}^q=2$"}
+LINES = {"kappa": r"$\kappa=1$ (slope of theory)", "n SNR^q": r"Derived race of one filter: $n\,\mathrm{SNR}^q=2$"}
 DASHED = {"color": "#000000", "lw": 1.0, "linestyle": (0, (4, 1.5))}
 
 
@@ -59,7 +59,7 @@ def draw(rows: Sequence[dict[str, Any]], style: Style) -> Drawing:
         legend, out = Legend(), []
         if mapped:
             out += _map(figure, grid[0, 0], means, rows, other, kind, legend)
-        out += _curves(grid[-1, -1], rows, other, kind, legend, "b" if mapped else "a")
+        out += _curves(grid[-1, -1], rows, other, kind, legend, "b" if mapped else "")
         if mapped and not style.wide:
             make_square(figure, grid[0, 0])
         finish(figure, style, legend)
@@ -169,10 +169,12 @@ def _curves(
             drawn.append(one)
     if not drawn:
         raise RequestError("no cell has a signal, so that there is no variable to draw over; sweep --signal above 0")
+    if any(np.isfinite(one.low).any() for one in drawn):
+        legend.band(f"95 % interval, {seed_counts(drawn)}")
     x = np.concatenate([one.x for one in drawn])
     law = _law(rows)
     if law:
-        draw_curve(ax, law, LOOKS["theory"], PLAIN, legend, "Leading-order law, small start")
+        draw_curve(ax, law, LOOKS["theory"], PLAIN, legend, "Leading-order law, small start and step")
         out += law.rows("variable")
     if kind != "kappa":
         ax.axvline(theory.BORDER, zorder=1.8, gid="curve:border", label="_", **DASHED)
@@ -190,7 +192,7 @@ def _curves(
     ax.set_ylim(-0.02, 0.54)
     ax.set_xlabel(NAMES[kind])
     ax.set_ylabel("Test error")
-    title(ax, "variable", f"({letter}) Over the variable of theory")
+    title(ax, "variable", f"({letter}) Over the variable of theory" if letter else "Over the variable of theory")
     return out
 
 
@@ -222,7 +224,7 @@ def _notes(rows: Sequence[Mapping[str, Any]], kind: str) -> tuple[str, ...]:
     constant = (
         "The line kappa = 1 has the slope that theory states; its constant is not in the theorem."
         if kind == "kappa"
-        else "The border n SNR^q = 2 is a leading-order derivation; the theorem has no constant."
+        else "The border n SNR^q = 2 is the derived race of one filter; measured: 1.3 to 1.5; the theorem has no constant."
     )
     return (
         f"{len(rows)} networks, {_seeds(rows)} seeds; test errors are those on flipped labels where labels are flipped.",

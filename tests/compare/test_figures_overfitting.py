@@ -52,7 +52,7 @@ def test_lines_are_where_theory_and_measurement_put_them(mapped):
                   for s in (low, high)]  # fmt: skip
         assert errors[0] + (at - low) * (errors[1] - errors[0]) == pytest.approx(0.3, abs=1e-9)
     law = [(r[2], r[3]) for r in drawing.rows if r[:2] == ("variable", "law")]
-    assert len(law) == 40 and 0.37 < law[0][1] < 0.4 and law[-1][1] == pytest.approx(0.1, abs=1e-3)
+    assert len(law) > 10 and all(at >= 0.2499 for at, _ in law) and law[-1][1] == pytest.approx(0.1, abs=1e-3)
     labels = {line.get_gid() for ax in drawing.figure.axes for line in ax.lines}
     assert {"curve:theory", "curve:contour", "curve:law", "curve:flip"} <= labels
     assert "constant is not in the theorem" in " ".join(drawing.notes)
