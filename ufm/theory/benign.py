@@ -55,8 +55,9 @@ def power_border(samples: float, noise: float, dim: float, q: float, level: floa
     Why 2. From a small start and while all residuals are 1/2, the pre-activation of a filter on the signal grows as
     z' = c |mu|^2 z^(q-1) / 2, since half of the samples carry the signal with each sign, and on its best noise vector as
     z' = c sigma^2 d z^(q-1) / n. From z(0) = sigma_0 |mu| g and sigma_0 sigma sqrt(d) g, g the largest of m normals in both, they
-    blow up at the same time when n SNR^q = 2. Which comes first is what is learnt. For finite m the two maxima differ, so that the
-    border is random from start to start, and 2 holds to order of magnitude alone. Measured at q = 3, m = 10, d = 80 n (geometric mean): 1.3 to 1.5.
+    blow up at the same time when n SNR^q = 2. Which comes first is what is learnt. For finite m the two maxima differ: the border
+    is random from start to start, and 2 holds to order of magnitude alone. Measured at q = 3, m = 10, d = 80 n (geometric mean):
+    1.3 to 1.5.
     """
     _in_power_regime(q)
     return noise * math.sqrt(dim) * (level / samples) ** (1 / q)
