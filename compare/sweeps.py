@@ -43,8 +43,9 @@ class Field:
     no hit of a share and leaves a law undecided.
     per: "cell" (every cell is a point), "seed" (the mean over a seed's cells), "slope" (of log value against log `against`,
     within a seed), "best" (the smallest over all cells, as one point), "lowest" (at the row of the lowest loss, as one point),
-    "spread" (largest less smallest over settings, of means over seeds; judged with its bootstrap over seeds, `Sheet.resampled`) or "crossing" (within a seed, the place
-    along `along`, a path such as "parameters.signal", at which the value last passes `level`, between cells by a line; with
+    "spread" (largest less smallest over settings, of means over seeds, judged with `Sheet.resampled`) or
+    "crossing" (within a seed, the place along `along`, a path such as "parameters.signal", at which the value last
+    passes `level`, between cells by a line; with
     `against` the slope of its logarithm against log `against`, one curve for each value of that option).
     """
 
