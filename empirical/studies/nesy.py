@@ -126,7 +126,7 @@ STUDY = Study(
         "test NC1": ("test/penultimate/self/nc1_pinv", 1.0),
     },
     examples=(
-        ("empirical run nesy --operands 4 --start scratch,finetune --epochs 10", "2 networks, 15 s on 2 cores"),
-        ("empirical run nesy --operands 2,4,10 --start finetune --dataset mnist5k --repeats 2", "3 networks, 1 min on 2 cores"),
+        ("empirical run nesy --operands 4 --start scratch,finetune --epochs 10", "2 networks, 25 s on 2 cores"),
+        ("empirical run nesy --operands 2,4,10 --start finetune --dataset mnist5k --repeats 2", "3 networks, 25 s on 2 cores"),
     ),
 )
