@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ufm.interrupt import Stop
 from ufm.record import Run
 
 POINTS = 1000  # in one backward pass
+NO_SHARE = "the logits change with neither coordinate, or a slope is no finite number"
 
 
 def penalised(experiment: Experiment, train: Split) -> Loss:
@@ -57,7 +59,8 @@ class Look:
         for split, kept, data in zip(("train", "test"), stored, (training.train, training.test), strict=True):
             if data.attribute is None:
                 share = gradient_share(training.network, data)
-                rows.append({"split": split, "layer": "network", "centres": "self", "metric": "gradient_share", "value": share})
+                row = {"split": split, "layer": "network", "centres": "self", "metric": "gradient_share", "value": share}
+                rows.append(row | ({} if share is not None else {"reason": NO_SHARE}))
             else:
                 rows += accuracy_rows(split, kept.predicted, data)
         return rows
@@ -67,10 +70,11 @@ class Look:
         return self.labels.tensors(training)
 
 
-def gradient_share(network: nn.Module, data: Split) -> float:
+def gradient_share(network: nn.Module, data: Split) -> float | None:
     """Return E|df/dx_2| / (E|df/dx_1| + E|df/dx_2|) of the logit difference f = z_1 - z_0 over the samples, in [0, 1].
 
-    inputs (N, 2). 0: the second coordinate does not enter; 1/2: both enter alike. In eval mode; the network stays as it is.
+    inputs (N, 2). 0: the second coordinate does not enter; 1/2: both enter alike; None: neither enters, or a slope is no finite
+    number. In eval mode; the network stays as it is.
     """
     training = network.training
     network.eval()
@@ -84,7 +88,8 @@ def gradient_share(network: nn.Module, data: Split) -> float:
                 sizes += slopes.double().abs().sum(0)
     finally:
         network.train(training)
-    return float(sizes[1] / sizes.sum()) if sizes.sum() > 0 else 0.0
+    total = float(sizes.sum())
+    return float(sizes[1]) / total if 0 < total < math.inf else None
 
 
 def train(

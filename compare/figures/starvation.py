@@ -34,7 +34,7 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
     """
     rows = Measured.of(table).where(split="theory")
     if not np.isfinite(rows.where(measure="z2")["value"]).any():
-        raise RequestError("the runs hold no cells of a theory sweep of features; draw a run of `ufm simulate starvation`")
+        raise RequestError(_no_sweep(table))
     over = swept(table)
     rows = over.rows(rows)
     # The plain penalty first: the order of the legend, and the look of each.
@@ -46,6 +46,13 @@ def draw(table: Mapping[str, Any], style: Style) -> Drawing:
         figure = _draw(style, over, groups, shown)
     out = [row for name, pairs in shown.items() for pair in pairs for one in pair if len(one.x) for row in one.rows(name)]
     return Drawing(figure, COLUMNS, out, _notes(over, shown) + excluded_note(table))
+
+
+def _no_sweep(table: Mapping[str, Any]) -> str:
+    """Say what to do instead: trainings of the study of the same name are drawn by another figure."""
+    wanted = "the runs hold no cells of a theory sweep of features; draw a run of `ufm simulate starvation`"
+    trained = set(table["measure"]) & {"gradient_share", "accuracy_conflicting"}
+    return f"{wanted}, or these trainings over time with `compare plot trajectory`" if trained else wanted
 
 
 def _pair(rows: Measured, key: str) -> tuple[Curve, Curve]:

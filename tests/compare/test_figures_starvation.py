@@ -38,6 +38,18 @@ def test_the_mean_of_an_elasticity_over_seeds_is_arithmetic(tmp_path):
         assert len(values) == 3 and mean == pytest.approx(np.mean(values), rel=1e-9)
 
 
+def test_trainings_of_the_study_are_sent_to_the_figure_that_draws_them():
+    trained = table_for("trajectory")
+    measures = trained["measure"].copy()
+    measures[measures == "error"] = "gradient_share"
+    table = type(trained)({**trained, "measure": measures}, trained.cells, trained.excluded)
+    with pytest.raises(RequestError, match="compare plot trajectory"):
+        figures.draw("starvation", table, Style.of("neurips"))
+    with pytest.raises(RequestError) as caught:
+        figures.draw("starvation", trained, Style.of("neurips"))
+    assert "trajectory" not in str(caught.value)
+
+
 def test_other_runs_are_refused(tmp_path):
     for name in ("sweep", "flow", "trajectory"):
         with pytest.raises(RequestError, match="ufm simulate starvation"):

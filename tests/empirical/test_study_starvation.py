@@ -70,12 +70,29 @@ def test_the_share_is_that_of_the_slopes_by_differences():
     assert all(p.grad is None for p in network.parameters())
 
 
-@pytest.mark.parametrize(("weights", "share"), [([1.0, 0.0], 0.0), ([0.0, -2.0], 1.0), ([3.0, 1.0], 0.25), ([0.0, 0.0], 0.0)])
+@pytest.mark.parametrize(("weights", "share"), [([1.0, 0.0], 0.0), ([0.0, -2.0], 1.0), ([3.0, 1.0], 0.25)])
 def test_the_share_of_a_linear_map(weights, share):
     network = torch.nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         network.weight.copy_(torch.tensor([[0.0, 0.0], weights]))
     assert starvation.gradient_share(network, set_up(small(), 0, CPU).test) == pytest.approx(share, abs=1e-7)
+
+
+@pytest.mark.parametrize("weight", [0.0, float("nan"), float("inf")])
+def test_slopes_without_a_share_are_a_null_with_a_reason(weight):
+    training = set_up(small(), 0, CPU)
+    linear = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[0.0, 0.0], [weight, 0.0]]))
+    assert starvation.gradient_share(linear, training.test) is None
+    with torch.no_grad():
+        for parameter in training.network.parameters():
+            parameter.zero_()
+    rows = [row for row in starvation.Look().rows(training) if row["metric"] == "gradient_share"]
+    assert [(row["split"], row["value"], "neither coordinate" in row["reason"]) for row in rows] == [
+        ("train", None, True),
+        ("test", None, True),
+    ]
 
 
 def test_the_rows_are_those_of_the_data():
@@ -109,7 +126,7 @@ def test_a_penalty_on_the_logits_lets_the_second_coordinate_in_and_one_on_the_we
     assert held > 2 * plain and decayed < 1.5 * plain
 
 
-def test_a_penalty_on_the_logits_leaves_more_to_the_shapes():
+def test_a_penalty_on_the_logits_follows_a_colour_that_contradicts_less():
     options = {k: v for k, v in presets.read("starvation-coloured")[1].items() if k not in ("coarse", "measure_at")}
     one = {**options, "coarse": (5, 5), "train_per_class": None, "test_per_class": None, "epochs": None, "steps": 150}
     plain, held = (final({**one, "decoupling": weight})["test", "accuracy_conflicting"] for weight in (0.0, 0.2))
