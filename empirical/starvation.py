@@ -62,7 +62,7 @@ class Look:
                 row = {"split": split, "layer": "network", "centres": "self", "metric": "gradient_share", "value": share}
                 rows.append(row | ({} if share is not None else {"reason": NO_SHARE}))
             else:
-                rows += accuracy_rows(split, kept.predicted, data)
+                rows += accuracy_rows(split, kept.predicted, data, training.experiment.coarse)
         return rows
 
     def tensors(self, training: Training) -> dict[str, Any]:
