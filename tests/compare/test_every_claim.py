@@ -133,6 +133,51 @@ def test_a_claim_on_trainings_agrees_its_control_deviates_and_a_wrong_prediction
     assert planted.verdict == DEVIATES, planted.reason
 
 
+def reads(claim, cell):
+    """Return what the claim compares, each with the cell it is read from; factors change no question."""
+
+    def place(quantity):
+        if not isinstance(quantity, Quantity):
+            return quantity
+        return dataclasses.replace(quantity, cell=quantity.cell or cell, factor=1.0)
+
+    return place(claim.value), place(claim.over), tuple(map(place, claim.terms))
+
+
+def idle(claim):
+    """Return why the control of a claim could find nothing whatever was measured; "" if it could."""
+    control, there = claim.controlled(), claim.control.get("cell", claim.cell)
+    value, over, terms = reads(control, there)
+    if claim.kind in ("ratio", "bound") and value == over:
+        return "holds a quantity against itself"
+    numbers = [
+        (c.predicted, c.tolerance, c.least, c.least_each, c.value.factor, getattr(c.over, "factor", 0)) for c in (claim, control)
+    ]
+    if (value, over, terms) == reads(claim, claim.cell) and numbers[0] == numbers[1]:
+        return "leaves the claim as it is"
+    return ""
+
+
+@pytest.mark.parametrize("name, claim", CASES, ids=[f"{name}-{claim.name}" for name, claim in CASES])
+def test_a_control_asks_something_of_numbers(name, claim):
+    assert not idle(claim)
+
+
+def test_a_control_that_asks_nothing_is_found():
+    rises = next(c for c in paper("gao2023").claims if c.name == "test-accuracy-rises")
+    pays = next(c for c in paper("gao2023").claims if c.name == "terminal-phase-pays")
+    floor = next(c for c in paper("gao2023").claims if c.name == "least-margin-rises")
+    for claim, control in [
+        (rises, {"epoch": "fitted"}),
+        (rises, {"epoch": "last"}),
+        (pays, {"cell": "stopped"}),
+        (pays, {"over_cell": "learned"}),
+        (pays, {"epoch": "last"}),
+        (floor, {"split": "train"}),
+    ]:
+        assert idle(dataclasses.replace(claim, control=control)), control
+
+
 def test_every_claim_is_asked():
     asked = {(name, claim.name) for name, claim in CASES}
     sweeps = {(name, c.name) for name in PAPERS for c in paper(name).claims if isinstance(c.value, Field)}
