@@ -91,6 +91,9 @@ def _draw(style: Style, over: Swept, groups: list[str], shown: Mapping[str, list
         last = index + columns >= len(shown)
         swept_axis(ax, over.label if last else "", values)
         ax.tick_params(labelbottom=last)
+    found = [pair[0] for pair in shown["z2"]]
+    if any(np.isfinite(one.low).any() for one in found):
+        legend.band(f"95 % interval, {seed_counts(found)}")
     finish(figure, style, legend)
     return figure
 

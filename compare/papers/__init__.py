@@ -153,7 +153,7 @@ PAPERS: dict[str, Entry] = {
     "daniele2024": Entry(
         "daniele2024.toml",
         "digits learnt from the labels of their sums alone: what a plain network pretrained on the same labels is worth",
-        "an exact probabilistic sum; every digit and every sum occurs",
+        "an exact probabilistic sum; every digit occurs",
         "daniele2024",
     ),
     "razborov2022": Entry(
