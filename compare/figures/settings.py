@@ -34,6 +34,7 @@ SYMBOLS = {
     "init_scale": "Initial scale $s$",
     "s1": "Strength $s_1$",
     "s2": "Strength $s_2$",
+    "coupling": "Coupling $\\delta$",
 }
 # The same beside a value, in a legend or above a panel: "$K=10$", "weight decay 0.005".
 _BESIDE = {
