@@ -148,15 +148,19 @@ def _spread(sheet: Sheet, claim: Claim) -> Verdict:
         return Verdict(claim, UNDECIDED, reason, seeds=seeds)
     low, high = (float(np.quantile(draws, q)) for q in (statistics.ALPHA, 1 - statistics.ALPHA))
     low = min(low, found[0])
-    over = claim.predicted + claim.tolerance
-    inside, outside = (float((1 + np.sum(hit)) / (1 + len(draws))) for hit in (draws >= over, draws <= over))
+    away, limit = np.abs(draws - claim.predicted), claim.tolerance
+    inside, outside = (float((1 + np.sum(hit)) / (1 + len(draws))) for hit in (away >= limit, away <= limit))
     shown = f"{claim.value} {format_number(found[0])} [{format_number(low)}, {format_number(high)}] over {len(seeds)} seeds"
-    if high <= over:
-        verdict, p, reason = AGREES, inside, f"{shown} is at most {over:g}"
-    elif low > over:
-        verdict, p, reason = DEVIATES, outside, f"{shown} is above {over:g}"
+    if claim.predicted - limit <= low and high <= claim.predicted + limit:
+        verdict, p, reason = AGREES, inside, f"{shown} is within {limit:g} of {claim.predicted:g}"
+    elif low > claim.predicted + limit or high < claim.predicted - limit:
+        verdict, p, reason = DEVIATES, outside, f"{shown} is further than {limit:g} from {claim.predicted:g}"
     else:
-        verdict, p, reason = UNDECIDED, min(inside, outside), f"{shown} straddles {over:g}"
+        verdict, p, reason = (
+            UNDECIDED,
+            min(inside, outside),
+            f"{shown} straddles the edge of {claim.predicted:g} +- {limit:g}",
+        )
     return Verdict(claim, verdict, reason, estimate=found[0], low=low, high=high, p=p, seeds=seeds, points=len(sheet.rows))
 
 
